@@ -1,1 +1,1 @@
-"""x."""
+"""The HTTP API: validates what clients hand over and writes task and outbox row."""

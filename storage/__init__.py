@@ -1,1 +1,1 @@
-"""x."""
+"""The ledger: PostgreSQL holds every task, and each change of state is one statement."""

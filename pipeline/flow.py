@@ -1,0 +1,170 @@
+"""Stages within one item, and the driver that carries items through them.
+
+A stage is any `async (In) -> Out`. `a | b` calls b with what a returned; the types must fit. A `Flow`
+pulls items from its source, carries each through its stages, settles it, and drains when it is stopped.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = structlog.get_logger()
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+Next = TypeVar("Next")
+T = TypeVar("T")
+
+Step = Callable[[In], Awaitable[Out]]
+
+LONGEST_BACKOFF_SECONDS = 5.0
+
+
+class Stage(abc.ABC, Generic[In, Out]):
+    """One step in the life of an item, usable alone: `await stage(item)`."""
+
+    @abc.abstractmethod
+    async def __call__(self, item: In, /) -> Out:
+        """Turn an item into what the next stage takes."""
+
+    def __or__(self, after: Step[Out, Next]) -> Chain[In, Next]:
+        """Read `self | after` as: first self, then after."""
+        return Chain((self, after))
+
+
+class Chain(Stage[In, Out]):
+    """Stages called in order, each with what the one before returned."""
+
+    def __init__(self, steps: Sequence[Step[Any, Any]]) -> None:
+        self.steps = tuple(steps)
+
+    async def __call__(self, item: In, /) -> Out:
+        """Carry one item through all steps."""
+        value: Any = item
+        for step in self.steps:
+            value = await step(value)
+        result: Out = value
+        return result
+
+    def __or__(self, after: Step[Out, Next]) -> Chain[In, Next]:
+        """Lengthen the chain."""
+        return Chain((*self.steps, after))
+
+
+class Parcel(Generic[T]):
+    """A body and the one call that settles it at its origin, made at most once.
+
+    `settle(None)` lets the origin forget it; `settle(error)` gives it back.
+    """
+
+    def __init__(self, body: T, settle: Callable[[BaseException | None], Awaitable[None]]) -> None:
+        self.body = body
+        self._settle = settle
+        self.settled = False
+
+    async def settle(self, failure: BaseException | None) -> None:
+        """Settle once; a later call does nothing."""
+        if not self.settled:
+            self.settled = True
+            await self._settle(failure)
+
+
+class Source(Protocol[T]):
+    """Where items come from, and where they return when they cannot be carried on."""
+
+    async def __aenter__(self) -> Self:
+        """Open whatever the source listens to."""
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close it, after the last item is settled."""
+
+    async def pull(self) -> Parcel[T] | None:
+        """Wait for the next item; None once the source is quiet and has nothing left."""
+
+    async def quiesce(self) -> None:
+        """Stop the intake, and give back what nobody has pulled."""
+
+
+class Drainable(Protocol):
+    """A stage that goes on working after it has returned."""
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Let what runs finish within the grace, interrupt the rest, return when all is recorded."""
+
+
+class Flow(Generic[T, Out]):
+    """A source and the stages its items pass; up to `concurrency` items are under way at once."""
+
+    def __init__(self, source: Source[T], steps: Sequence[Step[Any, Any]] = (), concurrency: int = 1) -> None:
+        self.source = source
+        self.steps = tuple(steps)
+        self.concurrency = concurrency
+
+    def __or__(self, stage: Step[Out, Next]) -> Flow[T, Next]:
+        """Append a stage."""
+        return Flow(self.source, (*self.steps, stage), self.concurrency)
+
+    async def run(self, stop: asyncio.Event, grace_seconds: float) -> None:
+        """Carry items until `stop` is set, then drain; returns when nothing is under way any more."""
+        places = asyncio.Semaphore(self.concurrency)
+        async with self.source, asyncio.TaskGroup() as carrying:
+            quiescing = carrying.create_task(self._quiesce_after(stop))
+            while True:
+                await places.acquire()
+                parcel = await self._pull()
+                if parcel is None:
+                    break
+                carrying.create_task(self._carry(parcel)).add_done_callback(lambda _: places.release())
+            quiescing.cancel()
+            for _ in range(self.concurrency - 1):
+                await places.acquire()
+            for step in self.steps:
+                if hasattr(step, "drain"):
+                    await step.drain(grace_seconds)
+
+    async def _quiesce_after(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        await self.source.quiesce()
+
+    async def _pull(self) -> Parcel[T] | None:
+        """Pull, however long the origin is away: a process that lives needs no restart."""
+        delay_seconds = 0.1
+        while True:
+            try:
+                return await self.source.pull()
+            except Exception as error:  # noqa: BLE001 - whatever the origin suffers from, it is asked again
+                log.warning("source failed, asking again", source=_name(self.source), error=str(error))
+            await asyncio.sleep(delay_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            delay_seconds = min(delay_seconds * 2, LONGEST_BACKOFF_SECONDS)
+
+    async def _carry(self, parcel: Parcel[T]) -> None:
+        failure: BaseException | None = None
+        try:
+            item: Any = parcel.body
+            for step in self.steps:
+                item = await step(item)
+        except Exception as error:  # noqa: BLE001 - broken plumbing or a bug: the origin still has the item
+            failure = error
+            log.warning("given back", source=_name(self.source), error=f"{type(error).__name__}: {error}")
+        try:
+            await asyncio.shield(parcel.settle(failure))
+        except Exception:
+            log.exception("not settled; it will come again", source=_name(self.source))
+
+
+def flow(source: Source[T], concurrency: int = 1) -> Flow[T, T]:
+    """Start a flow; append its stages with `|`."""
+    return Flow(source, (), concurrency)
+
+
+def _name(thing: object) -> str:
+    return type(thing).__name__
