@@ -207,3 +207,45 @@ class Signals(Protocol):
 
     def subscribe(self, channel: str) -> AbstractAsyncContextManager[Subscriber]:
         """Listen to a channel for as long as the context is open."""
+
+
+class Ledger(Protocol):
+    """All hands of the ledger together, as a process opens them."""
+
+    @property
+    def submissions(self) -> Submissions:
+        """The gateway's writes."""
+
+    @property
+    def tasks(self) -> Tasks:
+        """What clients see."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """The relay's rows."""
+
+    @property
+    def runs(self) -> Runs:
+        """The worker's claims and verdicts."""
+
+    @property
+    def workers(self) -> Workers:
+        """Liveness."""
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """The janitor's statements."""
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What ended badly."""
+
+    @property
+    def signals(self) -> Signals:
+        """Wake-ups."""
+
+    async def ready(self) -> None:
+        """Return when the database answers and its schema fits; raises Unavailable or SchemaMismatch."""
+
+    async def clock_offset_seconds(self) -> float:
+        """Measure how far the database's clock is ahead of this process's, for the time in a UUIDv7."""

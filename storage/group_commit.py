@@ -1,0 +1,147 @@
+"""Many small writes as few large ones, without a timer: each write carries what came during the last."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+import structlog
+
+from storage.errors import Closed, OutcomeUnknown, Overloaded, Refused, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+log = structlog.get_logger()
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+LONGEST_BACKOFF_SECONDS = 2.0
+
+
+class _Waiting(NamedTuple, Generic[Item, Answer]):
+    item: Item
+    size_bytes: int
+    answer: asyncio.Future[Answer]
+
+
+class GroupCommit(Generic[Item, Answer]):
+    """`await add(x)` returns the answer of `write` for x once x is durable.
+
+    `write` takes a group and gives one answer each, in order; it must bear repetition. A group that is
+    Refused is halved until the guilty item stands alone and its waiter gets the error. After
+    OutcomeUnknown or Unavailable the same group is written again, never halved: its rows may be in.
+    Any other failure goes to every waiter of the group. A waiter that leaves does not stop its write.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]],
+        *,
+        most_items: int = 500,
+        most_bytes: int = 4 << 20,
+        waiting_items: int = 20_000,
+        waiting_bytes: int = 64 << 20,
+    ) -> None:
+        self._write = write
+        self._most_items, self._most_bytes = most_items, most_bytes
+        self._waiting_items, self._waiting_bytes = waiting_items, waiting_bytes
+        self._queue: deque[_Waiting[Item, Answer]] = deque()
+        self._items = 0
+        self._bytes = 0
+        self._writer: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """How many items are not yet durable."""
+        return self._items
+
+    async def add(self, item: Item, size_bytes: int = 0) -> Answer:
+        """Write one item with its neighbours; raises Overloaded, Closed, Refused or what `write` raised."""
+        if self._closed:
+            raise Closed("this process is stopping")
+        if self._items >= self._waiting_items or self._bytes + size_bytes > self._waiting_bytes:
+            raise Overloaded(f"{self._items} writes are waiting for the database")
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(item, size_bytes, answer))
+        self._items += 1
+        self._bytes += size_bytes
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_all())
+        return await answer
+
+    async def close(self, grace_seconds: float) -> None:
+        """Take nothing on any more and let what waits become durable within the grace."""
+        self._closed = True
+        if self._writer is not None:
+            await asyncio.wait({self._writer}, timeout=grace_seconds)
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.wait({self._writer})
+
+    async def _write_all(self) -> None:
+        try:
+            while self._queue:
+                await self._write_group(self._take())
+        finally:
+            self._writer = None
+            # Only after a cancelled writer is anything left; whoever waits for it must not wait for ever.
+            while self._queue:
+                self._answer(self._take(), Closed("the process stopped before this was durable"))
+
+    def _take(self) -> list[_Waiting[Item, Answer]]:
+        group: list[_Waiting[Item, Answer]] = []
+        size_bytes = 0
+        while self._queue and len(group) < self._most_items:
+            size_bytes += self._queue[0].size_bytes
+            if group and size_bytes > self._most_bytes:
+                break
+            group.append(self._queue.popleft())
+        return group
+
+    async def _write_group(self, group: list[_Waiting[Item, Answer]]) -> None:
+        try:
+            answers = await self._write_until_known([waiting.item for waiting in group])
+        except Refused as error:
+            if len(group) == 1:
+                self._answer(group, error)
+                return
+            middle = len(group) // 2
+            await self._write_group(group[:middle])
+            await self._write_group(group[middle:])
+        except BaseException as error:
+            # psqlpy panics as a BaseException: the waiters must hear of it, or they hang for ever.
+            self._answer(group, error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        else:
+            self._answer(group, answers)
+
+    async def _write_until_known(self, items: list[Item]) -> Sequence[Answer]:
+        delay_seconds = 0.05
+        while True:
+            try:
+                return await self._write(items)
+            except (OutcomeUnknown, Unavailable) as error:
+                log.warning("write repeated", items=len(items), error=str(error))
+            await asyncio.sleep(delay_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            delay_seconds = min(delay_seconds * 2, LONGEST_BACKOFF_SECONDS)
+
+    def _answer(self, group: list[_Waiting[Item, Answer]], answers: Sequence[Answer] | BaseException) -> None:
+        for position, waiting in enumerate(group):
+            self._items -= 1
+            self._bytes -= waiting.size_bytes
+            if waiting.answer.done():
+                continue
+            if not isinstance(answers, BaseException):
+                waiting.answer.set_result(answers[position])
+            elif isinstance(answers, asyncio.CancelledError):
+                waiting.answer.set_exception(Closed("the process stopped before this was durable"))
+            elif isinstance(answers, Exception):
+                waiting.answer.set_exception(answers)
+            else:
+                waiting.answer.set_exception(Refused(f"{type(answers).__name__}: {answers}"))
