@@ -94,6 +94,7 @@ class Accepted(msgspec.Struct, frozen=True):
 
     task_id: UUID
     replayed: bool = False
+    created_at: datetime | None = None
 
 
 class KeyReused(msgspec.Struct, frozen=True):

@@ -1,0 +1,227 @@
+"""Connections to PostgreSQL, with every trap of the driver closed off from callers.
+
+psqlpy has no acquire time-out, cannot cancel a running statement, hands back connections in any state and
+tells errors apart by text only. So: each call owns its connection, runs in autocommit, has a deadline that
+the server's own `statement_timeout` undercuts, and a connection whose call did not end cleanly is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import psqlpy
+from psqlpy.exceptions import DataError, Error
+
+from storage.errors import (
+    Closed,
+    LockTimeout,
+    OutcomeUnknown,
+    Refused,
+    SchemaMismatch,
+    StorageError,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+Row = tuple[Any, ...]
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where PostgreSQL is; `host` may be the folder of a Unix socket."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    database: str
+
+    def __repr__(self) -> str:
+        """Leave the password out of logs and tracebacks."""
+        return f"{self.user}@{self.host}:{self.port}/{self.database}"
+
+
+def connection_options(address: Address, application_name: str) -> dict[str, Any]:
+    """Say where to connect, and notice a peer that is gone within seconds instead of minutes."""
+    return {
+        "host": address.host,
+        "port": address.port,
+        "username": address.user,
+        "password": address.password,
+        "db_name": address.database,
+        "application_name": application_name,
+        "connect_timeout_sec": 5,
+        "tcp_user_timeout_sec": 15,
+        "keepalives": True,
+        "keepalives_idle_sec": 15,
+        "keepalives_interval_sec": 5,
+        "keepalives_retries": 3,
+    }
+
+
+class Database:
+    """Up to `size` connections of one process; lost ones are replaced, waiting is bounded."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        size: int = 4,
+        application_name: str = "baton",
+        timeout_seconds: float = 10.0,
+        synchronous: bool = True,
+    ) -> None:
+        self.address = address
+        self.timeout_seconds = timeout_seconds
+        self._application_name = application_name
+        self._synchronous = synchronous
+        self._idle: list[psqlpy.Connection] = []
+        self._places = asyncio.Semaphore(size)
+        self._running: set[asyncio.Future[Any]] = set()
+        self._closed = False
+
+    async def fetch(self, sql: str, parameters: Sequence[object] = ()) -> list[Row]:
+        """Run one statement in autocommit and return its rows.
+
+        A connection found dead is replaced once and the statement repeated: every statement of the
+        ledger bears repetition. Raises the errors of `storage.errors`.
+        """
+        try:
+            return await self._fetch(sql, parameters)
+        except OutcomeUnknown:
+            self._drop_idle()
+            return await self._fetch(sql, parameters)
+
+    async def _fetch(self, sql: str, parameters: Sequence[object]) -> list[Row]:
+        async with self._connection() as connection:
+            # prepared=True with a parameter list is the one path that psqlpy serves from its statement cache.
+            result = await self._finish(connection.execute(sql, list(parameters)))
+            rows: list[Row] = result.result(as_tuple=True)
+            return rows
+
+    async def script(self, sql: str) -> None:
+        """Run several statements, as migrations do, in the order given and in one transaction."""
+        async with self._connection() as connection:
+            await self._finish(connection.execute_batch(f"BEGIN;\n{sql}\n;COMMIT;"))
+
+    async def close(self) -> None:
+        """Wait for what runs, then disconnect.
+
+        An interpreter that exits with a call in flight dies in Rust with SIGABRT.
+        """
+        self._closed = True
+        if self._running:
+            await asyncio.wait(self._running, timeout=self.timeout_seconds)
+        self._drop_idle()
+
+    def _drop_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[psqlpy.Connection]:
+        """Lend a connection; back to the idle ones only if the call was answered."""
+        if self._closed:
+            raise Closed("the database connections of this process are closed")
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise Unavailable(f"no database connection free within {self.timeout_seconds:g} s") from error
+        connection: psqlpy.Connection | None = None
+        try:
+            connection = self._idle.pop() if self._idle else await self._connect()
+            yield connection
+        except BaseException as error:
+            failure = classify(error)
+            if connection is not None and not isinstance(failure, (Refused, LockTimeout, SchemaMismatch)):
+                connection.close()
+            elif connection is not None:
+                self._idle.append(connection)
+            if failure is error:
+                raise
+            raise failure from error
+        else:
+            self._idle.append(connection)
+        finally:
+            self._places.release()
+
+    async def _connect(self) -> psqlpy.Connection:
+        # enable_seqscan off: a plan cached while the tables were small must not read them whole later.
+        session = (
+            f"-c statement_timeout={self.timeout_seconds * 900:.0f} -c lock_timeout=3000 "
+            "-c idle_in_transaction_session_timeout=10000 -c jit=off -c enable_seqscan=off "
+            f"-c synchronous_commit={'on' if self._synchronous else 'off'}"
+        )
+        options = connection_options(self.address, self._application_name)
+        connection: psqlpy.Connection = await self._finish(psqlpy.connect(**options, options=session))
+        return connection
+
+    async def _finish(self, call: Any) -> Any:
+        """Await a call of the driver within the deadline; a call that is left goes on, and is known."""
+        running = asyncio.ensure_future(call)
+        self._running.add(running)
+        running.add_done_callback(self._forget)
+        done, _ = await asyncio.wait({running}, timeout=self.timeout_seconds)
+        if not done:
+            raise OutcomeUnknown(f"no answer from the database within {self.timeout_seconds:g} s")
+        return running.result()
+
+    def _forget(self, running: asyncio.Future[Any]) -> None:
+        self._running.discard(running)
+        if not running.cancelled():
+            running.exception()
+
+
+_REFUSED = re.compile(
+    r"invalid byte sequence|unsupported Unicode escape|invalid input syntax|value too long|out of range"
+    r"|violates|too (long|large|big)|incorrect binary data|cannot be converted|not in select list|exceeds"
+    r"|Unicode (low|high) surrogate|invalid memory alloc request|index row size",
+)
+_LOCKED = re.compile(r"lock timeout|could not obtain lock")
+_SCHEMA = re.compile(r"(relation|column|function) .* does not exist")
+_ROLLED_BACK = re.compile(
+    r"statement timeout|deadlock detected|could not serialize|No space left|could not extend|out of memory"
+    r"|out of shared memory|read-only transaction|cached plan must not change|canceling statement"
+)
+
+
+def classify(error: BaseException) -> BaseException:
+    """Turn what psqlpy raises, text only, into what a caller may do next.
+
+    The texts are PostgreSQL's English messages: `lc_messages` must be C or English.
+    An unknown failure after the statement was sent counts as OutcomeUnknown, which is repeated.
+    """
+    if isinstance(error, (StorageError, asyncio.CancelledError, KeyboardInterrupt, SystemExit)):
+        return error
+    text = str(error).removeprefix("Cannot execute query, error - ")
+    if isinstance(error, (UnicodeEncodeError, OverflowError, TypeError, DataError)):
+        return Refused(f"{type(error).__name__}: {text}")
+    if type(error).__name__ == "PanicException":
+        return Refused(f"the driver gave up on the data: {text}")
+    return _from_driver(text) if isinstance(error, Error) else error
+
+
+def _from_driver(text: str) -> StorageError:
+    if "Error occurred while creating a new object" in text:
+        return Unavailable(f"cannot connect to PostgreSQL: {text.rpartition('a new object: ')[2]}")
+    if "db error: ERROR" in text:
+        return _answered(text.partition("db error: ERROR: ")[2])
+    return OutcomeUnknown(f"connection to PostgreSQL lost: {text}")
+
+
+def _answered(text: str) -> StorageError:
+    if _LOCKED.search(text):
+        return LockTimeout(text)
+    if _ROLLED_BACK.search(text):
+        return Unavailable(text)
+    if _SCHEMA.search(text):
+        return SchemaMismatch(f"{text}; `baton migrate` brings the schema up to date")
+    if _REFUSED.search(text):
+        return Refused(text)
+    return StorageError(text)

@@ -1,0 +1,202 @@
+"""The relay's hand: a lease on rows until the broker has confirmed them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from storage.model import Capacity, OutboxRow, OutboxStatus, Priority
+from storage.signals import DONE, OUTBOX
+from storage.transitions import ENDING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from storage.database import Database, Row
+    from storage.model import Caller
+    from storage.signals import PostgresSignals
+
+# By predicate, never "id > last seen": ids become visible out of order. The shares are reserved for the
+# priorities that have work; what one leaves over goes to the others, highest first. Materialised, because
+# the planner may run a LIMIT subquery of an UPDATE more than once.
+_POLL = """
+WITH ready AS (
+    SELECT q.priority, q.share, least(q.share, d.rows) AS reserved, d.rows
+    FROM (SELECT priority, ceil($1::int * (ARRAY[0.6, 0.3, 0.1])[priority])::int AS share
+          FROM queues WHERE NOT paused) q
+    CROSS JOIN LATERAL (SELECT count(*)::int AS rows FROM (
+        SELECT FROM outbox o WHERE o.status = 0 AND o.priority = q.priority AND o.available_at <= now()
+        AND (o.leased_until IS NULL OR o.leased_until < now()) LIMIT $1) due) d
+), shares AS (
+    SELECT priority, reserved + greatest(0, least(rows - reserved,
+        $1 - (sum(reserved) OVER ())::int
+           - (sum(rows - reserved) OVER (ORDER BY priority) - (rows - reserved))::int)) AS quota FROM ready
+), due AS MATERIALIZED (
+    SELECT o.id FROM shares s CROSS JOIN LATERAL (
+        SELECT id FROM outbox o WHERE o.status = 0 AND o.priority = s.priority AND o.available_at <= now()
+        AND (o.leased_until IS NULL OR o.leased_until < now())
+        ORDER BY o.available_at, o.id LIMIT s.quota FOR NO KEY UPDATE SKIP LOCKED) o
+)
+UPDATE outbox o SET leased_until = now() + make_interval(secs => $2::float8) FROM due WHERE o.id = due.id
+RETURNING o.id, o.task_id, o.dispatch, o.priority, o.route, o.attempts
+"""
+
+# A confirmed row may go whoever holds its lease by now. NEW moves on only under the same dispatch; a task
+# already claimed keeps its status, since a message can overtake this mark.
+_SETTLE = """
+WITH given AS (
+    SELECT * FROM unnest($1::bigint[], $2::float8[]) AS g(id, hold_seconds)
+), locked AS (
+    SELECT o.id, g.hold_seconds FROM given g JOIN outbox o ON o.id = g.id ORDER BY o.id FOR UPDATE OF o
+), gone AS (
+    DELETE FROM outbox o USING locked l WHERE o.id = l.id RETURNING o.task_id, o.dispatch, l.hold_seconds
+), marked AS (
+    SELECT t.id, max(g.hold_seconds) AS hold_seconds FROM gone g
+    JOIN tasks t ON t.id = g.task_id AND t.dispatch = g.dispatch WHERE t.status IN (0, 1) GROUP BY t.id
+), held AS (
+    SELECT t.id, m.hold_seconds FROM marked m JOIN tasks t ON t.id = m.id WHERE t.status IN (0, 1)
+    ORDER BY t.id FOR NO KEY UPDATE OF t
+)
+UPDATE tasks t SET status = 1, queued_at = now() + make_interval(secs => h.hold_seconds)
+FROM held h WHERE t.id = h.id RETURNING 1
+"""
+
+_RELEASE = """
+WITH locked AS (
+    SELECT id FROM outbox WHERE id = ANY($1::bigint[]) AND status = 0 ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE outbox o SET leased_until = NULL, available_at = now() + make_interval(secs => $2::float8)
+FROM locked l WHERE o.id = l.id RETURNING 1
+"""
+
+_RETURNED = """
+WITH locked AS (
+    SELECT id FROM outbox WHERE id = ANY($1::bigint[]) AND status = 0 ORDER BY id FOR NO KEY UPDATE
+), counted AS (
+    UPDATE outbox o SET attempts = o.attempts + 1, error = $2, leased_until = NULL,
+        status = CASE WHEN o.attempts + 1 >= $3 THEN 1 ELSE 0 END,
+        available_at = now() + make_interval(secs => $4::float8)
+    FROM locked l WHERE o.id = l.id RETURNING o.id, o.task_id, o.dispatch, o.status
+), given_up AS (
+    SELECT DISTINCT task_id, dispatch FROM counted WHERE status = 1
+), ending AS (
+    SELECT t.id, 4 AS status, 0 AS attempts, 0 AS losses, 0 AS postponements, NULL::text AS route,
+           0::float8 AS due_seconds, 0::float8 AS hold_seconds, NULL::text AS result,
+           'undeliverable' AS reason, 'Undeliverable' AS error_type, $2 AS error_message
+    FROM given_up g JOIN tasks t ON t.id = g.task_id AND t.dispatch = g.dispatch WHERE t.status IN (0, 1)
+    ORDER BY t.id FOR NO KEY UPDATE OF t
+)""" + ENDING.replace("SELECT id, status FROM moved", "SELECT c.id FROM counted c WHERE c.status = 1")
+
+_COLUMNS = """o.id, o.task_id, o.dispatch, o.priority, o.route, o.attempts, o.status, o.error, o.available_at,
+    o.created_at"""
+
+_FIND = f"""
+SELECT {_COLUMNS} FROM outbox o
+WHERE ($1::smallint IS NULL OR o.status = $1) AND ($2::bigint IS NULL OR o.id < $2)
+AND EXISTS (SELECT FROM tasks t WHERE t.id = o.task_id AND t.tenant = $4)
+ORDER BY o.id DESC LIMIT $3
+"""
+
+_RETRY = f"""
+WITH failed AS (
+    SELECT o.id, o.task_id, o.dispatch FROM outbox o WHERE o.id = $1 AND o.status = 1
+    AND EXISTS (SELECT FROM tasks t WHERE t.id = o.task_id AND t.tenant = $2) FOR NO KEY UPDATE
+), replayed AS (
+    UPDATE tasks t SET status = 0, dispatch = t.dispatch + 1, replay = t.replay + 1, attempt = 1, losses = 0,
+        postponements = 0, errors = NULL, reason = NULL, cancel_requested = false, due_at = NULL,
+        started_at = NULL, finished_at = NULL, queued_at = NULL
+    FROM failed f
+    WHERE t.id = f.task_id AND t.dispatch = f.dispatch AND t.status = 4 AND t.reason = 'undeliverable'
+    RETURNING t.id, t.dispatch, t.tenant
+), noted AS (
+    INSERT INTO audit (tenant, action, task_id, dispatch, reason)
+    SELECT tenant, 'replay', id, dispatch - 1, 'outbox row retried' FROM replayed
+)
+UPDATE outbox o SET status = 0, attempts = 0, error = NULL, leased_until = NULL, available_at = now(),
+    dispatch = coalesce((SELECT dispatch FROM replayed), o.dispatch)
+FROM failed f WHERE o.id = f.id RETURNING {_COLUMNS}
+"""
+
+_CAPACITY = """
+SELECT q.priority, count(w.id)::int, coalesce(sum(w.free), 0)::int
+FROM queues q LEFT JOIN workers w ON w.dead_at IS NULL AND q.name = ANY(w.queues) GROUP BY q.priority
+"""
+
+
+class PostgresOutbox:
+    """`pipeline.ports.Outbox` on PostgreSQL."""
+
+    def __init__(self, database: Database, signals: PostgresSignals) -> None:
+        self._database = database
+        self._signals = signals
+
+    async def poll(self, most: int, lease_seconds: float) -> list[OutboxRow]:
+        """Lease due rows, by priority with a reserved share of 6:3:1."""
+        rows = await self._database.fetch(_POLL, [most, lease_seconds])
+        return [_leased(row) for row in rows]
+
+    async def settle(self, confirmed: Sequence[tuple[int, float]]) -> None:
+        """Delete confirmed rows and mark their tasks PENDING, queued when their queue lets them go."""
+        await self._database.fetch(
+            _SETTLE, [[row_id for row_id, _ in confirmed], [hold for _, hold in confirmed]]
+        )
+
+    async def release(self, row_ids: Sequence[int], delay_seconds: float) -> None:
+        """Give leased rows back, due after a delay; costs no attempt."""
+        await self._database.fetch(_RELEASE, [list(row_ids), delay_seconds])
+
+    async def returned(
+        self, row_ids: Sequence[int], error: str, most: int, delay_seconds: float
+    ) -> list[int]:
+        """Count an attempt; rows that have had `most` become FAILED, with their waiting tasks."""
+        failed = await self._database.fetch(_RETURNED, [list(row_ids), error, most, delay_seconds])
+        if failed:
+            self._signals.notify(DONE)
+        return [row_id for (row_id,) in failed]
+
+    async def find(
+        self, caller: Caller, *, status: OutboxStatus | None, before: int | None, limit: int
+    ) -> list[OutboxRow]:
+        """List rows of the caller's tasks, newest first."""
+        rows = await self._database.fetch(_FIND, [status, before, limit, caller.tenant])
+        return [_row(row) for row in rows]
+
+    async def retry(self, caller: Caller, row_id: int) -> OutboxRow | None:
+        """Let a FAILED row be sent again; a task that it made FAILED is replayed under a new dispatch."""
+        rows = await self._database.fetch(_RETRY, [row_id, caller.tenant])
+        if rows:
+            self._signals.notify(OUTBOX)
+        return _row(rows[0]) if rows else None
+
+    async def capacity(self) -> dict[Priority, Capacity]:
+        """Count live workers and their free slots per work queue."""
+        rows = await self._database.fetch(_CAPACITY)
+        return {Priority(priority): Capacity(workers, free) for priority, workers, free in rows}
+
+
+def _leased(row: Row) -> OutboxRow:
+    row_id, task_id, dispatch, priority, route, attempts = row
+    return OutboxRow(
+        id=row_id,
+        task_id=UUID(task_id),
+        dispatch=dispatch,
+        priority=Priority(priority),
+        route=route,
+        attempts=attempts,
+    )
+
+
+def _row(row: Row) -> OutboxRow:
+    row_id, task_id, dispatch, priority, route, attempts, status, error, available_at, created_at = row
+    return OutboxRow(
+        id=row_id,
+        task_id=UUID(task_id),
+        dispatch=dispatch,
+        priority=Priority(priority),
+        route=route,
+        attempts=attempts,
+        status=OutboxStatus(status),
+        error=error,
+        available_at=available_at,
+        created_at=created_at,
+    )

@@ -1,0 +1,201 @@
+"""The worker's hand: from claim to verdict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from storage.model import (
+    Cancelled,
+    Dead,
+    Done,
+    Holding,
+    Interrupted,
+    Priority,
+    Recorded,
+    Reference,
+    Retry,
+    Run,
+    Status,
+)
+from storage.signals import DONE, OUTBOX
+from storage.transitions import ENDING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from storage.database import Database, Row
+    from storage.model import Failure, Verdict
+    from storage.signals import PostgresSignals
+
+# A kind this worker does not know waits for one that does, as in a rolling deploy.
+UNKNOWN_KIND_SECONDS = 30.0
+# While a queue is paused no relay sends its rows: they wait in the outbox, due as soon as it is resumed.
+PAUSED_SECONDS = 1.0
+
+# Locked in order of id and never SKIP LOCKED: a row that another transaction holds for a moment would be
+# read as "refused" and its reference forgotten.
+_CLAIM = """
+WITH wanted AS (
+    SELECT * FROM unnest($1::uuid[], $2::int[]) AS w(id, dispatch)
+), waiting AS (
+    SELECT t.id, t.dispatch, t.priority, t.status = 2 OR (t.kind = ANY($4::text[]) AND NOT q.paused) AS ours,
+           q.name AS route, q.paused
+    FROM wanted w JOIN tasks t ON t.id = w.id AND t.dispatch = w.dispatch
+    JOIN queues q ON q.priority = t.priority
+    WHERE t.status IN (0, 1) OR (t.status = 2 AND t.worker_id = $3)
+    ORDER BY t.id FOR NO KEY UPDATE OF t
+), taken AS (
+    UPDATE tasks t SET status = 2, worker_id = $3, started_at = clock_timestamp()
+    FROM waiting w WHERE t.id = w.id AND w.ours
+    RETURNING t.id, t.dispatch, t.kind, t.kind_version, t.priority, t.attempt, t.max_retries,
+              t.timeout_seconds, t.losses, t.postponements, t.replay, t.tenant, t.trace_context, t.queued_at
+), returned AS (
+    INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
+    SELECT id, dispatch, priority, route,
+           now() + make_interval(secs => CASE WHEN paused THEN $5::float8 ELSE $6::float8 END)
+    FROM waiting WHERE NOT ours
+)
+SELECT t.*, p.body FROM taken t JOIN payloads p ON p.task_id = t.id
+"""
+
+_RECORD = (
+    """
+WITH given AS (
+    SELECT * FROM unnest($1::uuid[], $2::int[], $3::int[], $4::int[], $5::int[], $6::text[], $7::float8[],
+                         $8::float8[], $9::text[], $10::text[], $11::text[], $12::text[])
+    AS g(id, dispatch, status, attempts, postponements, route, due_seconds, hold_seconds,
+         result, reason, error_type, error_message)
+), ending AS (
+    SELECT t.id, g.status, g.attempts, 0 AS losses, g.postponements, g.route, g.due_seconds, g.hold_seconds,
+           g.result, g.reason, g.error_type, g.error_message
+    FROM given g JOIN tasks t ON t.id = g.id AND t.dispatch = g.dispatch WHERE t.status = 2
+    ORDER BY t.id FOR NO KEY UPDATE OF t
+)"""
+    + ENDING
+)
+
+_RELEASE = (
+    """
+WITH given AS (
+    SELECT * FROM unnest($1::uuid[], $2::int[]) AS g(id, dispatch)
+), ending AS (
+    SELECT t.id, 1 AS status, 0 AS attempts, 0 AS losses, 0 AS postponements, NULL::text AS route,
+           0::float8 AS due_seconds, 0::float8 AS hold_seconds, NULL::text AS result, NULL::text AS reason,
+           NULL::text AS error_type, NULL::text AS error_message
+    FROM given g JOIN tasks t ON t.id = g.id AND t.dispatch = g.dispatch
+    WHERE t.status = 2 AND t.worker_id = $3
+    ORDER BY t.id FOR NO KEY UPDATE OF t
+)"""
+    + ENDING
+)
+
+_HAND_BACK = """
+INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
+SELECT t.id, t.dispatch, t.priority, q.name, now() + make_interval(secs => $3::float8)
+FROM unnest($1::uuid[], $2::int[]) AS g(id, dispatch)
+JOIN tasks t ON t.id = g.id AND t.dispatch = g.dispatch JOIN queues q ON q.priority = t.priority
+WHERE t.status IN (0, 1) RETURNING 1
+"""
+
+_HELD_BY = "SELECT id, dispatch, cancel_requested FROM tasks WHERE worker_id = $1"
+
+
+class PostgresRuns:
+    """`pipeline.ports.Runs` on PostgreSQL."""
+
+    def __init__(self, database: Database, signals: PostgresSignals) -> None:
+        self._database = database
+        self._signals = signals
+
+    async def claim(
+        self, references: Sequence[Reference], worker_id: UUID, kinds: Sequence[str]
+    ) -> list[Run]:
+        """Take what waits under its dispatch, and what this worker already holds from a lost reply."""
+        rows = await self._database.fetch(
+            _CLAIM, [*_columns(references), worker_id, list(kinds), PAUSED_SECONDS, UNKNOWN_KIND_SECONDS]
+        )
+        return [_run(row) for row in rows]
+
+    async def record(self, verdicts: Sequence[Verdict]) -> list[Recorded]:
+        """Write verdicts with everything that follows from them; a stale dispatch changes nothing."""
+        rows = [_ending(verdict) for verdict in verdicts]
+        moved = await self._database.fetch(_RECORD, [list(column) for column in zip(*rows, strict=True)])
+        statuses = {UUID(task_id): Status(status) for task_id, status in moved}
+        self._wake(set(statuses.values()))
+        return [Recorded(statuses.get(verdict.run.task_id)) for verdict in verdicts]
+
+    async def hand_back(self, references: Sequence[Reference], delay_seconds: float) -> None:
+        """Give references that still wait back through the outbox, same dispatch."""
+        if (
+            await self._database.fetch(_HAND_BACK, [*_columns(references), delay_seconds])
+            and not delay_seconds
+        ):
+            self._signals.notify(OUTBOX)
+
+    async def held_by(self, worker_id: UUID) -> list[Holding]:
+        """List what the database says a worker holds."""
+        rows = await self._database.fetch(_HELD_BY, [worker_id])
+        return [Holding(Reference(UUID(task_id), dispatch), asked) for task_id, dispatch, asked in rows]
+
+    async def release(self, references: Sequence[Reference], worker_id: UUID) -> None:
+        """Dispatch again what the database counts as this worker's and the worker does not hold."""
+        moved = await self._database.fetch(_RELEASE, [*_columns(references), worker_id])
+        self._wake({Status(status) for _, status in moved})
+
+    def _wake(self, statuses: set[Status]) -> None:
+        if Status.PENDING in statuses or Status.FAILED in statuses:
+            self._signals.notify(OUTBOX)
+        if any(status.terminal for status in statuses):
+            self._signals.notify(DONE)
+
+
+def _columns(references: Sequence[Reference]) -> list[list[object]]:
+    return [[reference.task_id for reference in references], [reference.dispatch for reference in references]]
+
+
+def _run(row: Row) -> Run:
+    task_id, dispatch, kind, kind_version, priority, attempt, max_retries, timeout_seconds, *rest = row
+    losses, postponements, replay, tenant, trace_context, queued_at, body = rest
+    return Run(
+        task_id=UUID(task_id),
+        dispatch=dispatch,
+        kind=kind,
+        kind_version=kind_version,
+        priority=Priority(priority),
+        attempt=attempt,
+        max_retries=max_retries,
+        timeout_seconds=timeout_seconds,
+        losses=losses,
+        postponements=postponements,
+        replay=replay,
+        tenant=tenant,
+        trace_context=trace_context,
+        queued_at=queued_at,
+        payload=body,
+    )
+
+
+def _ending(verdict: Verdict) -> tuple[object, ...]:
+    """Lay a verdict out as a row of _RECORD: where it moves the task, what it adds, what it leaves."""
+    status, attempts, postponements = Status.PENDING, 0, 0
+    route: str | None = None
+    due_seconds = hold_seconds = 0.0
+    result: str | None = None
+    failure: Failure | None = None
+    match verdict:
+        case Done():
+            status, result = Status.COMPLETED, verdict.result
+        case Retry():
+            failure, route, due_seconds = verdict.failure, verdict.route, verdict.delay_seconds
+            hold_seconds = due_seconds if verdict.waits_in_outbox else 0.0
+            attempts, postponements = (1, 0) if verdict.burns_attempt else (0, 1)
+        case Dead():
+            status, failure = Status.FAILED, verdict.failure
+        case Cancelled():
+            status = Status.CANCELLED
+        case Interrupted():
+            pass
+    told = (str(failure.reason), failure.type, failure.message) if failure else (None, None, None)
+    moves = (int(status), attempts, postponements, route, due_seconds, hold_seconds)
+    return (*verdict.run.reference, *moves, result, *told)

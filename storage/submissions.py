@@ -1,0 +1,138 @@
+"""The gateway's hand: a task, its payload and its outbox row in one statement, both or neither."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import msgspec
+
+from storage.errors import Unavailable
+from storage.model import Accepted, KeyReused
+from storage.signals import OUTBOX
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from storage.database import Database
+    from storage.model import Submission
+    from storage.signals import PostgresSignals
+
+# ON CONFLICT (id): the same group written again after a lost reply changes nothing.
+_SUBMIT = """
+WITH given AS (
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::int[], $6::int[], $7::float8[],
+                         $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[], $13::float8[],
+                         $14::text[], $15::text[], $16::text[])
+    AS g(id, tenant, kind, kind_version, priority, max_retries, timeout_seconds,
+         name, description, tags, payload, run_at, delay_seconds, trace_context, key, fingerprint)
+), keyed AS (
+    INSERT INTO idempotency_keys (tenant, key, fingerprint, task_ids)
+    SELECT tenant, key, fingerprint, ARRAY[id] FROM given WHERE key IS NOT NULL ORDER BY tenant, key, id
+    ON CONFLICT DO NOTHING RETURNING task_ids[1] AS id
+), made AS (
+    INSERT INTO tasks (id, tenant, kind, kind_version, priority, max_retries, timeout_seconds, due_at,
+                       trace_context)
+    SELECT id, tenant, kind, kind_version, priority, max_retries, timeout_seconds,
+           CASE WHEN delay_seconds > 0 THEN now() + make_interval(secs => delay_seconds) ELSE run_at END,
+           trace_context
+    FROM given WHERE key IS NULL OR id IN (SELECT id FROM keyed) ORDER BY id
+    ON CONFLICT (id) DO NOTHING RETURNING id, priority, due_at, created_at
+), kept AS (
+    INSERT INTO payloads (task_id, name, description, tags, body)
+    SELECT m.id, g.name, g.description,
+           CASE WHEN g.tags IS NULL THEN '{}' ELSE ARRAY(SELECT json_array_elements_text(g.tags::json)) END,
+           convert_to(g.payload, 'UTF8')
+    FROM made m JOIN given g ON g.id = m.id
+), sent AS (
+    INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
+    SELECT m.id, 1, m.priority, q.name, greatest(now(), m.due_at)
+    FROM made m JOIN queues q ON q.priority = m.priority ORDER BY m.id
+)
+SELECT id, created_at FROM made
+"""
+
+_LOOK_UP = """
+SELECT g.id, t.created_at, k.task_ids[1], k.fingerprint = g.fingerprint, k.created_at
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS g(id, tenant, key, fingerprint)
+LEFT JOIN tasks t ON t.id = g.id
+LEFT JOIN idempotency_keys k ON k.tenant = g.tenant AND k.key = g.key
+"""
+
+_tags = msgspec.json.Encoder()
+
+
+class PostgresSubmissions:
+    """`pipeline.ports.Submissions` on PostgreSQL."""
+
+    def __init__(self, database: Database, signals: PostgresSignals) -> None:
+        self._database = database
+        self._signals = signals
+
+    async def submit(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused]:
+        """Write a group; who is not among the new rows is looked up: mine, an earlier one, another body."""
+        rows = await self._database.fetch(_SUBMIT, _columns(submissions))
+        answers: dict[UUID, Accepted | KeyReused] = {}
+        for task_id, created_at in rows:
+            answers[UUID(task_id)] = Accepted(UUID(task_id), created_at=created_at)
+        if answers:
+            self._signals.notify(OUTBOX)
+        missing = [submission for submission in submissions if submission.id not in answers]
+        if missing:
+            answers |= await self._look_up(missing)
+        return [answers[submission.id] for submission in submissions]
+
+    async def _look_up(self, missing: list[Submission]) -> dict[UUID, Accepted | KeyReused]:
+        rows = await self._database.fetch(
+            _LOOK_UP,
+            [
+                [submission.id for submission in missing],
+                [submission.tenant for submission in missing],
+                [submission.key for submission in missing],
+                [submission.fingerprint for submission in missing],
+            ],
+        )
+        return {UUID(row[0]): _judge(*row) for row in rows}
+
+
+def _judge(
+    own_id: str,
+    own_created_at: datetime | None,
+    first_id: str | None,
+    same_fingerprint: bool | None,
+    first_created_at: datetime | None,
+) -> Accepted | KeyReused:
+    if own_created_at is not None:
+        return Accepted(UUID(own_id), created_at=own_created_at)
+    if first_id is None:
+        # The key was in the way a moment ago and has been pruned since: the group is written again.
+        raise Unavailable("an idempotency key expired while it was being looked up")
+    if same_fingerprint:
+        return Accepted(UUID(first_id), replayed=True, created_at=first_created_at)
+    return KeyReused(UUID(first_id))
+
+
+def _columns(submissions: Sequence[Submission]) -> list[list[object]]:
+    rows = [
+        (
+            s.id,
+            s.tenant,
+            s.kind,
+            s.kind_version,
+            int(s.priority),
+            s.max_retries,
+            s.timeout_seconds,
+            s.name,
+            s.description,
+            _tags.encode(s.tags).decode() if s.tags else None,
+            s.payload,
+            s.run_at,
+            s.delay_seconds,
+            s.trace_context,
+            s.key,
+            s.fingerprint,
+        )
+        for s in submissions
+    ]
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,154 @@
+"""The janitor's hand: what was lost is dispatched again, what is over is removed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.model import Priority, Status
+from storage.signals import DONE, OUTBOX
+from storage.transitions import ENDING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from storage.database import Database
+    from storage.signals import PostgresSignals
+
+MOST_LOSSES = 5
+
+# Found over the small index of running tasks first; the guard is asked again on the locked row, since the
+# run may have ended in between.
+_RESCUE = (
+    """
+WITH lost AS MATERIALIZED (
+    SELECT t.id, t.dispatch, t.worker_id, w.id IS NULL AS worker_gone
+    FROM tasks t LEFT JOIN workers w ON w.id = t.worker_id AND w.dead_at IS NULL
+    WHERE t.worker_id IS NOT NULL
+    AND (w.id IS NULL OR t.started_at < now() - make_interval(secs => t.timeout_seconds + 2 * $2::float8))
+), ending AS (
+    SELECT t.id,
+           CASE WHEN CASE WHEN l.worker_gone THEN t.losses + 1 >= $3::int ELSE t.attempt > t.max_retries END
+                THEN 4 ELSE 1 END AS status,
+           CASE WHEN NOT l.worker_gone AND t.attempt <= t.max_retries THEN 1 ELSE 0 END AS attempts,
+           CASE WHEN l.worker_gone THEN 1 ELSE 0 END AS losses, 0 AS postponements,
+           NULL::text AS route, 0::float8 AS due_seconds, 0::float8 AS hold_seconds, NULL::text AS result,
+           CASE WHEN l.worker_gone THEN 'kills-worker' ELSE 'timeout' END AS reason,
+           CASE WHEN l.worker_gone THEN 'WorkerLost' ELSE 'TimeoutError' END AS error_type,
+           CASE WHEN l.worker_gone THEN 'its worker died' ELSE 'its worker did not end it in time' END
+           AS error_message
+    FROM lost l JOIN tasks t ON t.id = l.id
+    WHERE t.status = 2 AND t.dispatch = l.dispatch AND t.worker_id = l.worker_id
+    ORDER BY t.id LIMIT $1 FOR NO KEY UPDATE OF t SKIP LOCKED
+)"""
+    + ENDING
+)
+
+_CLAIMED_THROUGH = """
+SELECT max(claimed_through[1]), max(claimed_through[2]), max(claimed_through[3])
+FROM workers WHERE dead_at IS NULL
+"""
+
+_UNCLAIMED = """
+SELECT q.priority, coalesce(sum(w.unclaimed), 0)::int
+FROM queues q LEFT JOIN workers w ON w.dead_at IS NULL AND q.name = ANY(w.queues) GROUP BY q.priority
+"""
+
+_RESEND = """
+WITH lost AS (
+    SELECT t.id, t.dispatch, t.priority FROM tasks t
+    WHERE t.status = 1 AND t.priority = $1::smallint AND t.queued_at < coalesce($2::timestamptz, now())
+    AND NOT EXISTS (SELECT FROM outbox o WHERE o.task_id = t.id AND o.status = 0)
+    ORDER BY t.queued_at LIMIT $3::int
+)
+INSERT INTO outbox (task_id, dispatch, priority, route)
+SELECT l.id, l.dispatch, l.priority, q.name FROM lost l JOIN queues q ON q.priority = l.priority RETURNING 1
+"""
+
+# Bounded by the time inside a UUIDv7: without an index on finished_at, a round that finds nothing must not
+# walk the whole table.
+_PRUNE_TASKS = """
+WITH old AS MATERIALIZED (
+    SELECT id FROM tasks
+    WHERE id < (lpad(to_hex((extract(epoch FROM now() - make_interval(secs => $1::float8)) * 1000)::bigint),
+                     12, '0') || repeat('0', 20))::uuid
+    AND status >= 3 AND finished_at < now() - make_interval(secs => $1::float8)
+    ORDER BY id LIMIT $2::int FOR UPDATE SKIP LOCKED
+), rows AS (
+    SELECT id FROM outbox WHERE task_id IN (SELECT id FROM old) ORDER BY id FOR UPDATE SKIP LOCKED
+), unsent AS (
+    DELETE FROM outbox WHERE id IN (SELECT id FROM rows)
+), bodies AS (
+    DELETE FROM payloads WHERE task_id IN (SELECT id FROM old)
+), answers AS (
+    DELETE FROM results WHERE task_id IN (SELECT id FROM old)
+), letters AS (
+    DELETE FROM dead_letters WHERE task_id IN (SELECT id FROM old)
+)
+DELETE FROM tasks WHERE id IN (SELECT id FROM old) RETURNING 1
+"""
+
+_PRUNE_REST = """
+WITH keys AS (
+    DELETE FROM idempotency_keys WHERE (tenant, key) IN (
+        SELECT tenant, key FROM idempotency_keys
+        WHERE created_at < now() - make_interval(secs => $1::float8) ORDER BY created_at LIMIT $2::int)
+)
+DELETE FROM workers WHERE dead_at < now() - interval '1 day' RETURNING 1
+"""
+
+_RESTART_VOLATILE = """
+WITH unleased AS (
+    UPDATE outbox SET leased_until = NULL WHERE leased_until IS NOT NULL
+), buried AS (
+    UPDATE workers SET dead_at = now() WHERE dead_at IS NULL
+)
+INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
+SELECT t.id, t.dispatch, t.priority, q.name, greatest(now(), t.due_at)
+FROM tasks t JOIN queues q ON q.priority = t.priority
+WHERE t.status = 1 AND NOT EXISTS (SELECT FROM outbox o WHERE o.task_id = t.id AND o.status = 0) RETURNING 1
+"""
+
+
+class PostgresUpkeep:
+    """`pipeline.ports.Upkeep` on PostgreSQL."""
+
+    def __init__(self, database: Database, signals: PostgresSignals) -> None:
+        self._database = database
+        self._signals = signals
+
+    async def rescue(self, most: int, lease_seconds: float) -> int:
+        """Dispatch again the runs of dead or missing workers, and hung ones."""
+        moved = await self._database.fetch(_RESCUE, [most, lease_seconds, MOST_LOSSES])
+        if moved:
+            self._signals.notify(OUTBOX)
+        if any(status >= Status.COMPLETED for _, status in moved):
+            self._signals.notify(DONE)
+        return len(moved)
+
+    async def claimed_through(self) -> dict[Priority, datetime]:
+        """Tell, per priority, the newest `queued_at` that live workers have claimed."""
+        [newest] = await self._database.fetch(_CLAIMED_THROUGH)
+        return {priority: at for priority, at in zip(Priority, newest, strict=True) if at is not None}
+
+    async def unclaimed(self) -> dict[Priority, int]:
+        """Tell, per priority, how many references live workers hold that are not yet claimed."""
+        return {Priority(priority): count for priority, count in await self._database.fetch(_UNCLAIMED)}
+
+    async def resend(self, priority: Priority, queued_before: datetime | None, most: int) -> int:
+        """Send again, with their own dispatch, PENDING tasks that no outbox row stands for."""
+        sent = await self._database.fetch(_RESEND, [int(priority), queued_before, most])
+        if sent:
+            self._signals.notify(OUTBOX)
+        return len(sent)
+
+    async def prune(self, retention_seconds: float, idempotency_ttl_seconds: float, most: int) -> int:
+        """Remove finished tasks older than the retention, expired keys and workers long dead."""
+        await self._database.fetch(_PRUNE_REST, [idempotency_ttl_seconds, most])
+        if not retention_seconds:
+            return 0
+        return len(await self._database.fetch(_PRUNE_TASKS, [retention_seconds, most]))
+
+    async def restart_volatile(self) -> int:
+        """Send all waiting tasks again and let every run be rescued: the broker forgot all it held."""
+        sent = await self._database.fetch(_RESTART_VOLATILE)
+        return len(sent) + await self.rescue(most=1_000_000, lease_seconds=0.0)

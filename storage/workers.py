@@ -1,0 +1,47 @@
+"""Liveness: who is at work, by the database's clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from storage.database import Database
+    from storage.model import Beat
+
+_BEAT = """
+INSERT INTO workers AS w (id, queues, slots, running, free, unclaimed, claimed_through, last_seen)
+VALUES ($1, $2::text[], $3::int, $4::int, $5::int, $6::int, $7::timestamptz[], clock_timestamp())
+ON CONFLICT (id) DO UPDATE SET queues = excluded.queues, slots = excluded.slots, running = excluded.running,
+    free = excluded.free, unclaimed = excluded.unclaimed, claimed_through = excluded.claimed_through,
+    last_seen = clock_timestamp()
+WHERE w.dead_at IS NULL RETURNING 1
+"""
+
+_CLOSE = "DELETE FROM workers WHERE id = $1 RETURNING 1"
+
+_DECLARE_DEAD = """
+UPDATE workers SET dead_at = now()
+WHERE dead_at IS NULL AND last_seen < now() - make_interval(secs => $1::float8) RETURNING id
+"""
+
+
+class PostgresWorkers:
+    """`pipeline.ports.Workers` on PostgreSQL; give it connections that nothing else waits for."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def beat(self, beat: Beat) -> bool:
+        """Report for duty; False where this worker was declared dead."""
+        row = [beat.worker_id, list(beat.queues), beat.slots, beat.running, beat.free, beat.unclaimed]
+        return bool(await self._database.fetch(_BEAT, [*row, list(beat.claimed_through)]))
+
+    async def close(self, worker_id: UUID) -> None:
+        """Sign off a worker that holds nothing any more."""
+        await self._database.fetch(_CLOSE, [worker_id])
+
+    async def declare_dead(self, lease_seconds: float) -> list[UUID]:
+        """Declare dead, once, every worker not seen for a lease."""
+        rows = await self._database.fetch(_DECLARE_DEAD, [lease_seconds])
+        return [UUID(worker_id) for (worker_id,) in rows]
