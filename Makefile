@@ -1,0 +1,47 @@
+# The doors of the project. A bare Debian with python3, pip and make is enough: everything else is brought
+# into this folder, and once it is there no network is needed.
+.DEFAULT_GOAL := help
+.PHONY: help run test check format
+
+SOURCES := gateway pipeline storage tests
+UV_VERSION := 0.13.9
+UV := .tools/uv-$(UV_VERSION)
+BIN := .venv/bin
+
+export UV_PYTHON_DOWNLOADS := never
+export UV_PYTHON_PREFERENCE := only-system
+
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+run: .venv/synced ## start everything at http://127.0.0.1:8000, data in .baton/
+	@exec $(BIN)/baton run --embedded
+
+test: .venv/synced ## run every test, with private servers
+	@exec $(BIN)/pytest
+
+check: .venv/synced ## check format, lint and types, then run every test
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+	@echo "make check: everything passed"
+
+format: .venv/synced ## rewrite the sources as `make check` wants them
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+# Each file below is written last, so that an interrupted installation is started over.
+.venv/synced: $(UV) uv.lock pyproject.toml
+	@echo "installing what uv.lock names into .venv"
+	@.tools/bin/uv sync --locked --quiet
+	@touch $@
+
+$(UV):
+	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	    $$python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; \
+	done; \
+	test -n "$$python" || { echo "Baton needs Python 3.11 or newer with pip: apt-get install python3-pip"; exit 1; }; \
+	echo "installing uv $(UV_VERSION) into .tools"; rm -rf .tools; \
+	$$python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .tools uv==$(UV_VERSION)
+	@touch $@

