@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import structlog
@@ -164,6 +164,18 @@ class Flow(Generic[T, Out]):
 def flow(source: Source[T], concurrency: int = 1) -> Flow[T, T]:
     """Start a flow; append its stages with `|`."""
     return Flow(source, (), concurrency)
+
+
+async def unless(stop: asyncio.Event, waiting: Coroutine[Any, Any, object]) -> None:
+    """Wait for something, but no longer than until `stop` is set."""
+    tasks = {asyncio.ensure_future(waiting), asyncio.ensure_future(stop.wait())}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    for task in done:
+        task.result()
 
 
 def _name(thing: object) -> str:

@@ -69,6 +69,12 @@ class Delivery(Protocol):
     async def nack(self) -> None:
         """Give it back to the head of its queue; only on drain, since it raises the delivery count."""
 
+    async def reject(self) -> None:
+        """Refuse it for good: the broker moves it to the queue its queue dead-letters to.
+
+        Needed for messages nobody can decode; on a channel that is gone this does nothing.
+        """
+
 
 class Subscription(Protocol):
     """A consumer that lives until it is cancelled, across reconnections."""
@@ -85,6 +91,9 @@ class Broker(Protocol):
 
     async def __aexit__(self, *exc: object) -> None:
         """Close; unsettled deliveries go back to their queues."""
+
+    async def ready(self) -> None:
+        """Wait until there is a connection to publish on, and the broker reads from it."""
 
     async def publish(self, messages: Sequence[Message]) -> list[Publication]:
         """Send all at once, persistent and mandatory; one answer each, in order.

@@ -1,0 +1,106 @@
+"""A worker's book of what it holds: one slot per running handler, reserved before the claim."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import TYPE_CHECKING
+
+from storage.model import Priority
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from storage.model import Reference, Run
+
+
+class Stop(enum.Enum):
+    """Why a run is ended before its handler returns."""
+
+    CANCELLED = "cancelled"
+    """Somebody asked for it."""
+    INTERRUPTED = "interrupted"
+    """The worker is stopping."""
+    LOST = "lost"
+    """The database says that another worker has it, or that this one is dead."""
+
+
+class _Held:
+    def __init__(self) -> None:
+        self.running: asyncio.Task[None] | None = None
+        self.stop: Stop | None = None
+
+
+class Slots:
+    """The slots of one worker and the references in them, from before the claim until the verdict is in."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._held: dict[Reference, _Held] = {}
+        self._most_free = count
+        self.claimed_through: dict[Priority, datetime] = {}
+        self.released = asyncio.Event()
+
+    @property
+    def free(self) -> int:
+        """How many slots hold nothing."""
+        return self.count - len(self._held)
+
+    @property
+    def held(self) -> frozenset[Reference]:
+        """What is reserved, running, or waits for its verdict to become durable."""
+        return frozenset(self._held)
+
+    def __contains__(self, reference: Reference) -> bool:
+        """Whether a reference is held: a second message of it is a duplicate."""
+        return reference in self._held
+
+    def reserve(self, reference: Reference) -> None:
+        """Take a slot for a reference that is about to be claimed."""
+        self._held[reference] = _Held()
+
+    def release(self, reference: Reference) -> None:
+        """Free the slot of a reference that was refused, or whose verdict is durable."""
+        if self._held.pop(reference, None) is not None:
+            self._most_free = max(self._most_free, self.free)
+            self.released.set()
+
+    def start(self, run: Run, running: asyncio.Task[None]) -> None:
+        """Note the task that carries a claimed run, and how far its queue has been claimed."""
+        held = self._held[run.reference]
+        held.running = running
+        if run.queued_at is not None:
+            newest = self.claimed_through.get(run.priority)
+            self.claimed_through[run.priority] = max(newest or run.queued_at, run.queued_at)
+
+    def stop(self, reference: Reference, why: Stop) -> None:
+        """End one run early; the first reason stands."""
+        held = self._held.get(reference)
+        if held is None or held.running is None or held.stop is not None:
+            return
+        held.stop = why
+        held.running.cancel()
+
+    def stop_all(self, why: Stop) -> None:
+        """End every run early."""
+        for reference in self.held:
+            self.stop(reference, why)
+
+    def why(self, reference: Reference) -> Stop | None:
+        """Tell why a run is being ended, None if it is not."""
+        held = self._held.get(reference)
+        return held.stop if held else None
+
+    def running(self) -> set[asyncio.Task[None]]:
+        """List the tasks under way."""
+        return {held.running for held in self._held.values() if held.running is not None}
+
+    def most_free(self) -> int:
+        """Tell the most slots that were free at once since last asked: what a relay may pack for."""
+        most, self._most_free = self._most_free, self.free
+        return most
+
+    def newest(self) -> tuple[datetime | None, datetime | None, datetime | None]:
+        """Tell the newest `queued_at` claimed, by priority."""
+        high, medium, low = (self.claimed_through.get(priority) for priority in Priority)
+        return high, medium, low

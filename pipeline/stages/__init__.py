@@ -1,0 +1,41 @@
+"""The stages, each usable and testable alone; `pipeline.roles` wires them."""
+
+from pipeline.stages.beat import Beat
+from pipeline.stages.bury import Bury, Receive
+from pipeline.stages.claim import Claim, Claimed, HandOver
+from pipeline.stages.consume import Consume, Wave
+from pipeline.stages.dead_letter import DeadLetter
+from pipeline.stages.each import each
+from pipeline.stages.every import Every
+from pipeline.stages.execute import Execute, Failed
+from pipeline.stages.poll_outbox import PollOutbox
+from pipeline.stages.publish import Publish, Published
+from pipeline.stages.record import Record
+from pipeline.stages.route_retry import RouteRetry
+from pipeline.stages.settle import Settle
+from pipeline.stages.upkeep import Prune, Rescue, Resend
+
+__all__ = [
+    "Beat",
+    "Bury",
+    "Claim",
+    "Claimed",
+    "Consume",
+    "DeadLetter",
+    "Every",
+    "Execute",
+    "Failed",
+    "HandOver",
+    "PollOutbox",
+    "Prune",
+    "Publish",
+    "Published",
+    "Receive",
+    "Record",
+    "Rescue",
+    "Resend",
+    "RouteRetry",
+    "Settle",
+    "Wave",
+    "each",
+]

@@ -1,0 +1,92 @@
+"""A worker's heartbeat, and the comparison of what it holds with what the database says it holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from pipeline.clock import MonotonicClock
+from pipeline.flow import Stage
+from pipeline.slots import Stop
+from storage.model import Beat as Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.clock import Clock
+    from pipeline.duty import Duty
+    from pipeline.ports import Runs, Workers
+    from pipeline.slots import Slots
+    from storage.model import Reference
+
+log = structlog.get_logger()
+
+
+class Beat(Stage[None, None]):
+    """Reports for duty and acts on the answer: cancels what was asked to stop, and mends differences.
+
+    A difference must show in two beats in a row: within one, a claim or a verdict may just be on its way.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        runs: Runs,
+        slots: Slots,
+        duty: Duty,
+        queues: Sequence[str],
+        *,
+        unclaimed: Callable[[], int] = lambda: 0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._workers = workers
+        self._runs = runs
+        self._slots = slots
+        self._duty = duty
+        self._queues = tuple(queues)
+        self._unclaimed = unclaimed
+        self._clock = clock or MonotonicClock()
+        self._forgotten: frozenset[Reference] = frozenset()
+        self._foreign: frozenset[Reference] = frozenset()
+
+    async def __call__(self, _tick: None) -> None:
+        """Beat once; raises Unavailable or OutcomeUnknown, and the next tick tries again."""
+        sent_at = self._clock.now()
+        if not await self._workers.beat(self._report()):
+            log.warning("declared dead, beginning anew", worker_id=str(self._duty.worker_id))
+            self._slots.stop_all(Stop.LOST)
+            self._duty.declared_dead()
+            return
+        self._duty.heard(sent_at)
+        await self._compare()
+
+    def _report(self) -> Report:
+        return Report(
+            worker_id=self._duty.worker_id,
+            slots=self._slots.count,
+            running=len(self._slots.running()),
+            free=self._slots.most_free(),
+            unclaimed=self._unclaimed(),
+            queues=self._queues,
+            claimed_through=self._slots.newest(),
+        )
+
+    async def _compare(self) -> None:
+        before = self._slots.held
+        holdings = await self._runs.held_by(self._duty.worker_id)
+        for holding in holdings:
+            if holding.cancel_requested:
+                self._slots.stop(holding.reference, Stop.CANCELLED)
+        in_database = frozenset(holding.reference for holding in holdings)
+        forgotten = in_database - before - self._slots.held
+        foreign = (before & self._slots.held) - in_database
+        await self._release(forgotten & self._forgotten)
+        for reference in foreign & self._foreign:
+            self._slots.stop(reference, Stop.LOST)
+        self._forgotten, self._foreign = forgotten, foreign
+
+    async def _release(self, lost: frozenset[Reference]) -> None:
+        if lost:
+            log.warning("held in the database only, dispatched again", runs=len(lost))
+            await self._runs.release(sorted(lost), self._duty.worker_id)

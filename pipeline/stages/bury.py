@@ -1,0 +1,94 @@
+"""The dead-letter role: takes messages from the DLQ and keeps what they are evidence of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+import structlog
+
+from pipeline.flow import Parcel, Stage, unless
+from pipeline.references import Undecodable, decode
+
+if TYPE_CHECKING:
+    from pipeline.broker import Broker, Delivery, Subscription
+    from pipeline.ports import DeadLetters
+
+log = structlog.get_logger()
+
+
+class Receive:
+    """Pulls the messages of one queue, whole; each is acked when its flow has carried it through."""
+
+    def __init__(self, broker: Broker, queue: str, prefetch: int = 16) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._prefetch = prefetch
+        self._received: deque[Delivery] = deque()
+        self._arrived = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._subscription: Subscription
+
+    async def __aenter__(self) -> Self:
+        """Listen to the queue."""
+        self._subscription = await self._broker.consume(self._queue, self._prefetch, self._deliver)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Leave nothing open: quiesce has given back what was not pulled."""
+
+    def _deliver(self, delivery: Delivery) -> None:
+        self._received.append(delivery)
+        self._arrived.set()
+
+    async def pull(self) -> Parcel[Delivery] | None:
+        """Wait for a message; None once it is stopping."""
+        while not self._stopping.is_set():
+            if self._received:
+                return _parcel(self._received.popleft())
+            self._arrived.clear()
+            await unless(self._stopping, self._arrived.wait())
+        return None
+
+    async def quiesce(self) -> None:
+        """Take no more and give back what was not pulled."""
+        self._stopping.set()
+        await self._subscription.cancel()
+        while self._received:
+            await self._received.popleft().nack()
+
+
+def _parcel(delivery: Delivery) -> Parcel[Delivery]:
+    async def settle(failure: BaseException | None) -> None:
+        if failure is None:
+            await delivery.ack()
+        else:
+            # Kept in hand for a moment: a nack at once would come straight back, and raise its count.
+            await asyncio.sleep(1.0)
+            await delivery.nack()
+
+    return Parcel(delivery, settle)
+
+
+class Bury(Stage["Delivery", None]):
+    """Decides over a message of the DLQ by the database, never by its headers.
+
+    FAILED under that dispatch is kept; NEW or PENDING is sent again, since a message over the delivery
+    limit takes live references with it; what nobody can decode is kept as raw bytes.
+    """
+
+    def __init__(self, dead_letters: DeadLetters) -> None:
+        self._dead_letters = dead_letters
+
+    async def __call__(self, delivery: Delivery) -> None:
+        """Bury one message."""
+        try:
+            references = decode(delivery.body)
+        except Undecodable as error:
+            await self._dead_letters.bury_undecodable(delivery.body, delivery.headers, str(error))
+            log.warning("undecodable message kept as a dead letter", error=str(error))
+            return
+        sent = await self._dead_letters.bury(references)
+        if sent:
+            log.warning("found waiting tasks in the DLQ, sent again", tasks=sent)

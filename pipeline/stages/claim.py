@@ -1,0 +1,83 @@
+"""Takes references out of the broker's hands: from here on the database knows who runs what."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+
+from pipeline.clock import MonotonicClock
+from pipeline.flow import Stage
+from pipeline.stages.consume import Wave
+from storage.errors import OutcomeUnknown, Unavailable
+from storage.model import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from pipeline.clock import Clock
+    from pipeline.duty import Duty
+    from pipeline.ports import Runs
+    from pipeline.slots import Slots
+    from storage.model import Reference
+
+log = structlog.get_logger()
+
+LONGEST_BACKOFF_SECONDS = 2.0
+
+
+class Claimed(NamedTuple):
+    """What a wave's claim brought, and the wave, whose messages may now go."""
+
+    wave: Wave
+    runs: list[Run]
+
+
+class Claim(Stage[Wave, Claimed]):
+    """Claims a wave in one statement, as often as it takes to know the answer.
+
+    A refused reference frees its slot: it was a duplicate, cancelled, or handed back by the statement.
+    """
+
+    def __init__(
+        self, runs: Runs, slots: Slots, duty: Duty, kinds: Sequence[str], clock: Clock | None = None
+    ) -> None:
+        self._runs = runs
+        self._slots = slots
+        self._duty = duty
+        self._kinds = kinds
+        self._clock = clock or MonotonicClock()
+
+    async def __call__(self, wave: Wave) -> Claimed:
+        """Claim under this worker's id, once the database has lately heard from it."""
+        worker_id = await self._duty.begin()
+        runs = await self._claim(wave.references, worker_id)
+        if worker_id != self._duty.worker_id:
+            # Declared dead while the answer was on its way: the janitor dispatches these again.
+            runs = []
+        claimed = {run.reference for run in runs}
+        for reference in wave.references:
+            if reference not in claimed:
+                self._slots.release(reference)
+        return Claimed(wave, runs)
+
+    async def _claim(self, references: list[Reference], worker_id: UUID) -> list[Run]:
+        delay_seconds = 0.05
+        while True:
+            try:
+                return await self._runs.claim(references, worker_id, self._kinds)
+            except (Unavailable, OutcomeUnknown) as error:
+                log.warning("claim repeated", references=len(references), error=str(error))
+            await self._clock.sleep(delay_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            delay_seconds = min(delay_seconds * 2, LONGEST_BACKOFF_SECONDS)
+
+
+class HandOver(Stage[Claimed, list[Run]]):
+    """Acks the messages of a claimed wave: custody passes from the broker to the database, here."""
+
+    async def __call__(self, claimed: Claimed) -> list[Run]:
+        """Settle the wave; a broker that is gone by now will deliver again, and be refused."""
+        await claimed.wave.parcel.settle(None)
+        return claimed.runs

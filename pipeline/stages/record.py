@@ -1,0 +1,55 @@
+"""Writes verdicts, and with each the outbox row that follows from it, in one statement for many."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from pipeline.flow import Stage
+from storage.errors import Refused
+from storage.group_commit import GroupCommit
+from storage.model import Dead, Done, Failure, Reason, Recorded, Retry, Verdict
+
+if TYPE_CHECKING:
+    from pipeline.ports import Runs
+
+log = structlog.get_logger()
+
+
+class Record(Stage[Verdict, Recorded]):
+    """Returns when the verdict is durable, or was refused because a later dispatch had taken over.
+
+    A verdict that the database refuses as data is written once more, as FAILED with `result_unstorable`.
+    """
+
+    def __init__(self, runs: Runs) -> None:
+        self._commit: GroupCommit[Verdict, Recorded] = GroupCommit(runs.record)
+
+    async def __call__(self, verdict: Verdict) -> Recorded:
+        """Record one verdict."""
+        try:
+            recorded = await self._commit.add(verdict, _size_bytes(verdict))
+        except Refused as error:
+            message = f"the database refuses the {type(verdict).__name__.lower()} verdict: {error}"[:500]
+            verdict = Dead(verdict.run, Failure("ResultUnstorable", message, Reason.RESULT_UNSTORABLE))
+            recorded = await self._commit.add(verdict)
+        _tell(verdict, recorded)
+        return recorded
+
+
+def _size_bytes(verdict: Verdict) -> int:
+    return len(verdict.result) if isinstance(verdict, Done) else 0
+
+
+def _tell(verdict: Verdict, recorded: Recorded) -> None:
+    run = verdict.run
+    said = {"task_id": str(run.task_id), "dispatch": run.dispatch, "kind": run.kind, "attempt": run.attempt}
+    if recorded.status is None:
+        log.warning("verdict refused, another dispatch has taken over", **said)
+        return
+    if isinstance(verdict, (Retry, Dead)):
+        said["error"] = f"{verdict.failure.type}: {verdict.failure.message}"
+    if isinstance(verdict, Retry):
+        said["delay_seconds"] = verdict.delay_seconds
+    log.info(recorded.status.name.lower(), verdict=type(verdict).__name__.lower(), **said)
