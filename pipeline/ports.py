@@ -94,7 +94,7 @@ class Outbox(Protocol):
         """
 
     async def find(
-        self, caller: Caller, status: OutboxStatus | None, before: int | None, limit: int
+        self, caller: Caller, *, status: OutboxStatus | None, before: int | None, limit: int
     ) -> list[OutboxRow]:
         """List rows, newest first."""
 

@@ -42,13 +42,15 @@ from storage.migrate import migrate
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from pipeline.broker import Broker
+    from pipeline.broker import Broker, Delivery
     from pipeline.duty import Duty
     from pipeline.handlers.registry import Handlers
     from pipeline.handlers.runners import Runners
     from pipeline.ports import Ledger
     from pipeline.settings import Settings
     from pipeline.slots import Slots
+    from pipeline.stages import Wave
+    from storage.model import OutboxRow
 
 log = structlog.get_logger()
 
@@ -64,7 +66,7 @@ class Ports(NamedTuple):
     broker: Broker
 
 
-def relay(ports: Ports, settings: Settings) -> Flow[None, None]:
+def relay(ports: Ports, settings: Settings) -> Flow[list[OutboxRow], None]:
     """Carry due outbox rows to the broker, in batches, two under way at once."""
     outbox = ports.ledger.outbox
     poll = PollOutbox(
@@ -82,8 +84,8 @@ def relay(ports: Ports, settings: Settings) -> Flow[None, None]:
 
 
 def worker(
-    ports: Ports, settings: Settings, handlers: Handlers, runners: Runners, slots: Slots, duty: Duty
-) -> tuple[Flow[None, None], Flow[None, None]]:
+    ports: Ports, settings: Settings, handlers: Handlers, runners: Runners, *, slots: Slots, duty: Duty
+) -> tuple[Flow[Wave, None], Flow[None, None]]:
     """Run tasks, from the queue to the verdict; and the heartbeat that lets this worker start them."""
     runs = ports.ledger.runs
     consume = Consume(ports.broker, settings.worker_queues, slots, runs, prefetch=settings.worker_prefetch)
@@ -110,7 +112,7 @@ def worker(
     return work, flow(Every(beat_seconds(settings))) | beat
 
 
-def dead_letter(ports: Ports) -> Flow[None, None]:
+def dead_letter(ports: Ports) -> Flow[Delivery, None]:
     """Keep what the DLQ's messages are evidence of."""
     return flow(Receive(ports.broker, DLQ), concurrency=4) | Bury(ports.ledger.dead_letters)
 

@@ -114,7 +114,7 @@ async def _worker(settings: Settings, ports: Ports, handlers: Handlers, stop: as
     drained = asyncio.Event()
     logs = {"log_format": settings.log_format, "log_level": settings.log_level}
     async with Runners(settings.worker_concurrency, handlers, **logs) as runners:
-        work, beat = roles.worker(ports, settings, handlers, runners, slots, duty)
+        work, beat = roles.worker(ports, settings, handlers, runners, slots=slots, duty=duty)
         async with asyncio.TaskGroup() as group:
             group.create_task(beat.run(drained, 0.0))
             try:
