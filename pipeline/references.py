@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID  # noqa: TC003 - msgspec resolves the annotation at run time
 
 import msgspec
@@ -19,9 +19,13 @@ class Undecodable(Exception):
     """A message that is not ours to read."""
 
 
+# A dispatch beyond the column's range would fail the whole group it is claimed with.
+_Dispatch = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
 class _Envelope(msgspec.Struct, frozen=True):
     v: int
-    tasks: list[tuple[UUID, int]]
+    tasks: list[tuple[UUID, _Dispatch]]
 
 
 _encoder = msgspec.json.Encoder()

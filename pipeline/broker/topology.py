@@ -20,6 +20,8 @@ DLQ = "tasks.dlq"
 WORK_QUEUES = {priority: f"tasks.{priority.name.lower()}" for priority in Priority}
 DELIVERY_LIMIT = 100
 LONGEST_HOLD_SECONDS = 86_400
+LARGEST_BODY_BYTES = 1 << 20
+"""What we hand to a broker at most: some 20,000 references, and far below any broker's max_message_size."""
 
 _ROUTE = re.compile(
     r"tasks\.(?:(?P<dlq>dlq)|(?P<priority>high|medium|low)(?:\.retry\.(?P<hold>[1-9]\d{0,4})s)?)\Z"
@@ -51,7 +53,7 @@ def retry_route(priority: Priority, delay_seconds: int) -> str:
 def parse(name: str) -> Route:
     """Take a route apart; raises UnknownRoute for a name outside the grammar."""
     match = _ROUTE.match(name)
-    hold_seconds = int(match["hold_seconds"] or 0) if match else 0
+    hold_seconds = int(match["hold"] or 0) if match else 0
     if match is None or hold_seconds > LONGEST_HOLD_SECONDS:
         raise UnknownRoute(
             f"{name!r} is no route: tasks.<high|medium|low>, the same with .retry.<n>s, or {DLQ}"

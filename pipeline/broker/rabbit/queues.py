@@ -1,0 +1,39 @@
+"""Declaring and counting queues, each on a channel of its own: a refusal closes the channel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
+
+from pipeline.broker import Depth, QueueMismatch
+from pipeline.broker.topology import arguments, prerequisites
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractConnection
+
+
+async def declare(connection: AbstractConnection, route: str) -> None:
+    """Make sure the queue of a route exists, and first those it dead-letters to.
+
+    Raises UnknownRoute, and QueueMismatch after having declared all that could be.
+    """
+    mismatches = []
+    for name in (*prerequisites(route), route):
+        try:
+            async with connection.channel(publisher_confirms=False) as channel:
+                await channel.declare_queue(name, durable=True, arguments=dict(arguments(name)))
+        except ChannelPreconditionFailed as error:
+            mismatches.append(f"queue {name} exists with other arguments: {error}")
+    if mismatches:
+        raise QueueMismatch("; ".join(mismatches))
+
+
+async def depth(connection: AbstractConnection, queue: str) -> Depth | None:
+    """Count a queue's ready messages and consumers; None where it does not exist."""
+    try:
+        async with connection.channel(publisher_confirms=False) as channel:
+            counted = (await channel.declare_queue(queue, passive=True)).declaration_result
+    except ChannelNotFoundEntity:
+        return None
+    return Depth(counted.message_count or 0, counted.consumer_count or 0)
