@@ -10,7 +10,7 @@ import abc
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import structlog
 
@@ -94,6 +94,7 @@ class Source(Protocol[T]):
         """Stop the intake, and give back what nobody has pulled."""
 
 
+@runtime_checkable
 class Drainable(Protocol):
     """A stage that goes on working after it has returned."""
 
@@ -114,22 +115,41 @@ class Flow(Generic[T, Out]):
         return Flow(self.source, (*self.steps, stage), self.concurrency)
 
     async def run(self, stop: asyncio.Event, grace_seconds: float) -> None:
-        """Carry items until `stop` is set, then drain; returns when nothing is under way any more."""
+        """Carry items until `stop` is set, then drain: within the grace, nothing is under way any more.
+
+        An item that is not through by then is left unsettled: its origin still has it.
+        """
         places = asyncio.Semaphore(self.concurrency)
-        async with self.source, asyncio.TaskGroup() as carrying:
-            quiescing = carrying.create_task(self._quiesce_after(stop))
+        carried: set[asyncio.Task[None]] = set()
+
+        def finished(task: asyncio.Task[None]) -> None:
+            carried.discard(task)
+            places.release()
+
+        async with self.source, asyncio.TaskGroup() as group:
+            quiescing = group.create_task(self._quiesce_after(stop))
             while True:
                 await places.acquire()
                 parcel = await self._pull()
                 if parcel is None:
                     break
-                carrying.create_task(self._carry(parcel)).add_done_callback(lambda _: places.release())
+                task = group.create_task(self._carry(parcel))
+                carried.add(task)
+                task.add_done_callback(finished)
+            if stop.is_set():
+                await quiescing
             quiescing.cancel()
-            for _ in range(self.concurrency - 1):
-                await places.acquire()
-            for step in self.steps:
-                if hasattr(step, "drain"):
-                    await step.drain(grace_seconds)
+            await self._drain(carried, asyncio.get_running_loop().time() + grace_seconds)
+
+    async def _drain(self, carried: set[asyncio.Task[None]], deadline: float) -> None:
+        clock = asyncio.get_running_loop().time
+        if carried:
+            _, late = await asyncio.wait(carried, timeout=max(0.0, deadline - clock()))
+            for task in late:
+                task.cancel()
+        for step in self.steps:
+            if isinstance(step, Drainable):
+                await step.drain(max(0.0, deadline - clock()))
 
     async def _quiesce_after(self, stop: asyncio.Event) -> None:
         await stop.wait()

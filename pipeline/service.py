@@ -77,7 +77,8 @@ async def _run(
     grace_seconds = settings.drain_seconds
     async with asyncio.TaskGroup() as relaying:
         if Role.RELAY in settings.role:
-            relaying.create_task(roles.relay(ports, settings).run(drained, grace_seconds))
+            relay = roles.relay(ports, settings).run(drained, grace_seconds)
+            relaying.create_task(_named(Role.RELAY, relay))
         try:
             async with asyncio.TaskGroup() as others:
                 for running in _others(settings, ports, handlers, announce, stop):
@@ -95,16 +96,24 @@ def _others(
     announce: Callable[[str], None],
     stop: asyncio.Event,
 ) -> list[Coroutine[Any, Any, None]]:
+    grace_seconds = settings.drain_seconds
     running: list[Coroutine[Any, Any, None]] = []
     if Role.GATEWAY in settings.role:
-        running.append(_gateway(settings, ports, handlers, announce, stop))
+        running.append(_named(Role.GATEWAY, _gateway(settings, ports, handlers, announce, stop)))
     if Role.WORKER in settings.role:
-        running.append(_worker(settings, ports, handlers, stop))
+        running.append(_named(Role.WORKER, _worker(settings, ports, handlers, stop)))
     if Role.DEAD_LETTER in settings.role:
-        running.append(roles.dead_letter(ports).run(stop, settings.drain_seconds))
+        running.append(_named(Role.DEAD_LETTER, roles.dead_letter(ports).run(stop, grace_seconds)))
     if Role.JANITOR in settings.role:
-        running += [flow.run(stop, settings.drain_seconds) for flow in roles.janitor(ports, settings)]
+        flows = roles.janitor(ports, settings)
+        running += [_named(Role.JANITOR, flow.run(stop, grace_seconds)) for flow in flows]
     return running
+
+
+async def _named(role: Role, running: Coroutine[Any, Any, None]) -> None:
+    """Let every log line of a role, and of the tasks it starts, say which role it is."""
+    structlog.contextvars.bind_contextvars(role=role.value)
+    await running
 
 
 async def _worker(settings: Settings, ports: Ports, handlers: Handlers, stop: asyncio.Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -30,7 +31,13 @@ class Each(Stage[list[Run], None]):
     async def __call__(self, runs: list[Run]) -> None:
         """Start every run in the slot that was reserved for it."""
         for run in runs:
-            self._slots.start(run, asyncio.create_task(self._carry(run)))
+            running = asyncio.create_task(self._carry(run))
+            self._slots.start(run, running)
+            # Not in a finally of the task: one that is cancelled before its first step never enters it.
+            running.add_done_callback(partial(self._free, run))
+
+    def _free(self, run: Run, _running: asyncio.Task[None]) -> None:
+        self._slots.release(run.reference)
 
     async def _carry(self, run: Run) -> None:
         try:
@@ -38,8 +45,6 @@ class Each(Stage[list[Run], None]):
         except Exception:
             # A bug of ours: the run stays IN_PROGRESS until the heartbeat finds that nobody holds it.
             log.exception("run lost its way", task_id=str(run.task_id), dispatch=run.dispatch, kind=run.kind)
-        finally:
-            self._slots.release(run.reference)
 
     async def drain(self, grace_seconds: float) -> None:
         """Let runs finish within the grace, interrupt the rest, and wait until their verdicts are in."""
