@@ -147,9 +147,10 @@ class Flow(Generic[T, Out]):
             _, late = await asyncio.wait(carried, timeout=max(0.0, deadline - clock()))
             for task in late:
                 task.cancel()
-        for step in self.steps:
-            if isinstance(step, Drainable):
-                await step.drain(max(0.0, deadline - clock()))
+        stages: tuple[object, ...] = self.steps
+        for stage in stages:
+            if isinstance(stage, Drainable):
+                await stage.drain(max(0.0, deadline - clock()))
 
     async def _quiesce_after(self, stop: asyncio.Event) -> None:
         await stop.wait()
