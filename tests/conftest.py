@@ -58,10 +58,19 @@ async def own_postgres(
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitmqNode]:
+def make_rabbitmq_node(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], RabbitmqNode]:
+    """Makes private brokers, not yet launched; installs RabbitMQ if need be."""
+    try:
+        require_rabbitmq()
+    except RabbitmqError as error:
+        pytest.fail(str(error), pytrace=False)
+    return lambda: RabbitmqNode(tmp_path_factory.mktemp("rabbitmq"))
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_node(make_rabbitmq_node: Callable[[], RabbitmqNode]) -> Iterator[RabbitmqNode]:
     """The session's private RabbitMQ, launched but perhaps not ready."""
-    _require_rabbitmq()
-    node = RabbitmqNode(tmp_path_factory.mktemp("rabbitmq"))
+    node = make_rabbitmq_node()
     with ExitStack() as stack:
         stack.callback(node.close)
         node.launch()
@@ -98,26 +107,18 @@ async def rabbitmq(rabbitmq_server: RabbitmqServer) -> AsyncIterator[Vhost]:
 
 @pytest_asyncio.fixture
 async def own_rabbitmq(
-    tmp_path_factory: pytest.TempPathFactory,
+    make_rabbitmq_node: Callable[[], RabbitmqNode],
 ) -> AsyncIterator[Callable[[], Awaitable[RabbitmqNode]]]:
     """Starts brokers for this test alone."""
-    _require_rabbitmq()
     async with AsyncExitStack() as stack:
 
         async def start() -> RabbitmqNode:
-            node = RabbitmqNode(tmp_path_factory.mktemp("own_rabbitmq"))
+            node = make_rabbitmq_node()
             stack.callback(node.close)
             await node.start()
             return node
 
         yield start
-
-
-def _require_rabbitmq() -> None:
-    try:
-        require_rabbitmq()
-    except RabbitmqError as error:
-        pytest.fail(str(error), pytrace=False)
 
 
 async def _running_rabbitmq(url: str) -> RunningRabbitmq:

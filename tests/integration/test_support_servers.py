@@ -198,6 +198,7 @@ class TestRabbitmq:
             assert not connection.is_closed
 
 
+@pytest.mark.usefixtures("make_rabbitmq_node")
 async def test_the_servers_end_with_a_killed_session(tmp_path: Path) -> None:
     session = await asyncio.create_subprocess_exec(
         sys.executable, "-c", KILLED_SESSION, str(tmp_path), stdout=subprocess.PIPE

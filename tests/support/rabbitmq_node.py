@@ -80,7 +80,7 @@ class RabbitmqNode(RabbitmqServer):
             self._furnish()
             # Left to itself Erlang starts an epmd that outlives it.
             self._epmd = self._start("epmd", "-port", str(self._epmd_port), "-address", HOST)
-            _wait_for_port(self._epmd_port)
+            self._wait_for_epmd(self._epmd)
         self._broker = self._start(str(SCRIPTS / "rabbitmq-server"))
 
     async def ready(self) -> None:
@@ -147,6 +147,13 @@ class RabbitmqNode(RabbitmqServer):
             (self._folder / name).write_text(text)
         (self._folder / ".erlang.cookie").chmod(0o400)
 
+    def _wait_for_epmd(self, epmd: subprocess.Popen[bytes]) -> None:
+        while epmd.poll() is None:
+            with suppress(OSError), socket.create_connection((HOST, self._epmd_port)):
+                return
+            time.sleep(POLL_SECONDS)
+        raise RabbitmqError(f"epmd ended: {(self._folder / 'output').read_text()[-2000:]}")
+
     def _start(self, *command: str) -> subprocess.Popen[bytes]:
         with (self._folder / "output").open("ab") as output:
             return subprocess.Popen(
@@ -206,11 +213,3 @@ def _free_ports(number: int) -> list[int]:
             probe.bind((HOST, port))
             free.append(port)
     return free
-
-
-def _wait_for_port(port: int) -> None:
-    for _ in range(round(BOOT_SECONDS / POLL_SECONDS)):
-        with suppress(OSError), socket.create_connection((HOST, port)):
-            return
-        time.sleep(POLL_SECONDS)
-    raise RabbitmqError(f"epmd does not listen on port {port}")
