@@ -1,0 +1,135 @@
+"""What clients do: submit, read, cancel, replay."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.testing.ledger.state import REPLAYABLE, WAITING, Key, TaskRow, require_storable
+from storage.model import Accepted, KeyReused, OutboxStatus, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from pipeline.testing.ledger.state import State
+    from storage.model import Caller, Submission, Task, TaskFilter
+
+
+class MemorySubmissions:
+    """`pipeline.ports.Submissions` in memory."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    async def submit(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused]:
+        """Write a group; raises Refused for the whole of it where one text cannot be stored."""
+        for submission in submissions:
+            require_storable(*_texts(submission))
+        return [self._submit(submission) for submission in submissions]
+
+    def _submit(self, submission: Submission) -> Accepted | KeyReused:
+        key = self._key_of(submission)
+        if key and key.task_id != submission.id:
+            if key.fingerprint != submission.fingerprint:
+                return KeyReused(key.task_id)
+            first = self._state.tasks.get(key.task_id)
+            return Accepted(
+                key.task_id, replayed=True, created_at=first.created_at if first else key.created_at
+            )
+        row = self._state.tasks.get(submission.id)
+        if row is None:
+            row = self._state.tasks[submission.id] = self._new(submission)
+            self._state.send(row, available_at=row.due_at)
+        return Accepted(submission.id, created_at=row.created_at)
+
+    def _key_of(self, submission: Submission) -> Key | None:
+        if submission.key is None:
+            return None
+        mine = Key(submission.id, submission.fingerprint, self._state.now())
+        return self._state.keys.setdefault((submission.tenant, submission.key), mine)
+
+    def _new(self, submission: Submission) -> TaskRow:
+        delay_seconds = submission.delay_seconds
+        due_at = self._state.now(delay_seconds) if delay_seconds > 0 else submission.run_at
+        return TaskRow(asked=submission, created_at=self._state.now(), due_at=due_at)
+
+
+def _texts(submission: Submission) -> list[str | None]:
+    return [
+        submission.tenant,
+        submission.kind,
+        submission.name,
+        submission.description,
+        *submission.tags,
+        submission.payload,
+        submission.trace_context,
+        submission.key,
+        submission.fingerprint,
+    ]
+
+
+class MemoryTasks:
+    """`pipeline.ports.Tasks` in memory."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    async def get(self, caller: Caller, task_id: UUID) -> Task | None:
+        """Read one task, payload and result included."""
+        row = self._state.seen_by(caller, task_id)
+        return row.shown(whole=True) if row else None
+
+    async def find(self, caller: Caller, which: TaskFilter) -> list[Task]:
+        """List tasks, newest first, without payload and result."""
+        found = [
+            row
+            for row in self._state.tasks.values()
+            if row.asked.tenant == caller.tenant and _matches(row, which)
+        ]
+        found.sort(key=lambda row: row.asked.id, reverse=True)
+        return [row.shown(whole=False) for row in found[: which.limit]]
+
+    async def statuses(self, task_ids: Sequence[UUID]) -> dict[UUID, tuple[str, Status]]:
+        """Read tenant and status of many tasks at once."""
+        rows = (self._state.tasks.get(task_id) for task_id in task_ids)
+        return {row.asked.id: (row.asked.tenant, row.status) for row in rows if row}
+
+    async def cancel(self, caller: Caller, task_id: UUID) -> Task | None:
+        """Cancel what has not started, ask a running task to stop; the task afterwards."""
+        row = self._state.seen_by(caller, task_id)
+        if row is None:
+            return None
+        if not row.status.terminal:
+            row.cancel_requested = True
+        if row.status in WAITING:
+            self._state.finish(row, Status.CANCELLED)
+        return row.shown(whole=True)
+
+    async def replay(self, caller: Caller, task_id: UUID, dispatch: int, reason: str) -> Task | None:
+        """Hand a FAILED or CANCELLED task out again; a repeat of the same replay only reads."""
+        require_storable(reason)
+        row = self._state.seen_by(caller, task_id)
+        if row is None:
+            return None
+        if row.dispatch == dispatch and row.status in REPLAYABLE:
+            self._drop_failed_rows(task_id)
+            self._state.replay(row)
+            self._state.send(row)
+        return row.shown(whole=True) if row.replayed_dispatch == dispatch else None
+
+    def _drop_failed_rows(self, task_id: UUID) -> None:
+        for sent in list(self._state.outbox.values()):
+            if sent.task_id == task_id and sent.status is OutboxStatus.FAILED:
+                self._state.drop_sent(sent.id)
+
+
+def _matches(row: TaskRow, which: TaskFilter) -> bool:
+    return (
+        which.status in (None, row.status)
+        and which.priority in (None, row.asked.priority)
+        and which.kind in (None, row.asked.kind)
+        and (which.tag is None or which.tag in row.asked.tags)
+        and (which.created_from is None or row.created_at >= which.created_from)
+        and (which.created_to is None or row.created_at < which.created_to)
+        and (which.before is None or row.asked.id < which.before)
+    )

@@ -1,0 +1,160 @@
+"""What a worker does: claim, record, give back, and report that it lives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from pipeline.broker.topology import work_route
+from pipeline.testing.ledger.state import WAITING, WorkerRow, require_storable
+from storage.model import (
+    Cancelled,
+    Dead,
+    Done,
+    Holding,
+    Interrupted,
+    Recorded,
+    Retry,
+    Run,
+    Status,
+)
+from storage.runs import PAUSED_SECONDS, UNKNOWN_KIND_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from pipeline.testing.ledger.state import State, TaskRow
+    from storage.model import Beat, Reference, Verdict
+
+
+class MemoryRuns:
+    """`pipeline.ports.Runs` in memory."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    async def claim(
+        self, references: Sequence[Reference], worker_id: UUID, kinds: Sequence[str]
+    ) -> list[Run]:
+        """Take what waits under its dispatch, and what this worker already holds from a lost reply."""
+        claims = [self._claim(reference, worker_id, kinds) for reference in dict.fromkeys(references)]
+        return [run for run in claims if run]
+
+    def _claim(self, reference: Reference, worker_id: UUID, kinds: Sequence[str]) -> Run | None:
+        row = self._state.current(reference, *WAITING, Status.IN_PROGRESS)
+        if row is None or row.worker_id not in (None, worker_id):
+            return None
+        if row.status in WAITING:
+            paused = work_route(row.asked.priority) in self._state.paused
+            if paused or row.asked.kind not in kinds:
+                self._send_later(row, PAUSED_SECONDS if paused else UNKNOWN_KIND_SECONDS)
+                return None
+            row.status, row.worker_id, row.started_at = Status.IN_PROGRESS, worker_id, self._state.now()
+        return _run(row)
+
+    def _send_later(self, row: TaskRow, delay_seconds: float) -> None:
+        self._state.send(row, available_at=self._state.now(delay_seconds))
+
+    async def record(self, verdicts: Sequence[Verdict]) -> list[Recorded]:
+        """Write verdicts with everything that follows from them; a stale dispatch changes nothing."""
+        for verdict in verdicts:
+            match verdict:
+                case Done(result=result):
+                    require_storable(result)
+                case Retry(failure=failure) | Dead(failure=failure):
+                    require_storable(failure.type, failure.message)
+        return [Recorded(self._record(verdict)) for verdict in verdicts]
+
+    def _record(self, verdict: Verdict) -> Status | None:
+        row = self._state.current(verdict.run.reference, Status.IN_PROGRESS)
+        return self._end(row, verdict) if row else None
+
+    def _end(self, row: TaskRow, verdict: Verdict) -> Status:
+        match verdict:
+            case Done(result=result):
+                row.result = result
+                return self._state.finish(row, Status.COMPLETED)
+            case Cancelled():
+                return self._state.finish(row, Status.CANCELLED)
+            case Interrupted():
+                return self._state.dispatch_again(row)
+            case Dead(failure=failure):
+                self._state.note(row, failure)
+                return self._state.fail(row, failure.reason)
+            case Retry(route=route, delay_seconds=delay_seconds):
+                self._state.note(row, verdict.failure)
+                row.attempt += verdict.burns_attempt
+                row.postponements += not verdict.burns_attempt
+                hold_seconds = delay_seconds if verdict.waits_in_outbox else 0.0
+                return self._state.dispatch_again(row, route, delay_seconds, hold_seconds)
+            case _:
+                assert_never(verdict)
+
+    async def hand_back(self, references: Sequence[Reference], delay_seconds: float) -> None:
+        """Give references that still wait back through the outbox, same dispatch."""
+        for reference in references:
+            if row := self._state.current(reference, *WAITING):
+                self._send_later(row, delay_seconds)
+
+    async def held_by(self, worker_id: UUID) -> list[Holding]:
+        """List what the ledger says a worker holds."""
+        return [
+            Holding(row.reference, row.cancel_requested)
+            for row in self._state.tasks.values()
+            if row.worker_id == worker_id
+        ]
+
+    async def release(self, references: Sequence[Reference], worker_id: UUID) -> None:
+        """Dispatch again what the ledger counts as this worker's and the worker does not hold."""
+        for reference in references:
+            row = self._state.current(reference, Status.IN_PROGRESS)
+            if row and row.worker_id == worker_id:
+                self._state.dispatch_again(row)
+
+
+def _run(row: TaskRow) -> Run:
+    asked = row.asked
+    return Run(
+        task_id=asked.id,
+        dispatch=row.dispatch,
+        kind=asked.kind,
+        kind_version=asked.kind_version,
+        payload=asked.payload.encode(),
+        priority=asked.priority,
+        attempt=row.attempt,
+        max_retries=asked.max_retries,
+        timeout_seconds=asked.timeout_seconds,
+        losses=row.losses,
+        postponements=row.postponements,
+        replay=row.replay,
+        tenant=asked.tenant,
+        trace_context=asked.trace_context,
+        queued_at=row.queued_at,
+    )
+
+
+class MemoryWorkers:
+    """`pipeline.ports.Workers` in memory."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    async def beat(self, beat: Beat) -> bool:
+        """Report for duty; False where this worker was declared dead."""
+        known = self._state.workers.get(beat.worker_id)
+        if known and known.dead_at:
+            return False
+        self._state.workers[beat.worker_id] = WorkerRow(beat, self._state.now())
+        return True
+
+    async def close(self, worker_id: UUID) -> None:
+        """Sign off a worker that holds nothing any more."""
+        self._state.workers.pop(worker_id, None)
+
+    async def declare_dead(self, lease_seconds: float) -> list[UUID]:
+        """Declare dead, once, every worker not seen for a lease."""
+        oldest = self._state.now(-lease_seconds)
+        late = [row for row in self._state.workers.values() if not row.dead_at and row.last_seen < oldest]
+        for row in late:
+            row.dead_at = self._state.now()
+        return [row.beat.worker_id for row in late]
