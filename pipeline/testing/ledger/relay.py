@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.testing.ledger.state import State
     from storage.model import Caller, OutboxRow
 
-SHARES = {Priority.HIGH: 0.6, Priority.MEDIUM: 0.3, Priority.LOW: 0.1}
+TENTHS = {Priority.HIGH: 6, Priority.MEDIUM: 3, Priority.LOW: 1}
 
 
 class MemoryOutbox:
@@ -133,7 +132,7 @@ class MemoryOutbox:
 
 def _shared_out(due: dict[Priority, list[OutboxRow]], most: int) -> list[OutboxRow]:
     """Take each priority's reserved share, then fill up with the highest that is left."""
-    quotas = {priority: min(len(rows), math.floor(most * SHARES[priority])) for priority, rows in due.items()}
+    quotas = {priority: min(len(rows), most * TENTHS[priority] // 10) for priority, rows in due.items()}
     for priority, rows in due.items():
         quotas[priority] += min(len(rows) - quotas[priority], most - sum(quotas.values()))
     return [row for priority, rows in due.items() for row in rows[: quotas[priority]]]
