@@ -1,1 +1,1 @@
-"""What several test folders share: private servers, and waiting for a condition."""
+"""What tests share."""
