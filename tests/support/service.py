@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,6 +174,24 @@ class Service:
     def starts(self, task: dict[str, Any]) -> list[list[str]]:
         """Read the effects of one task."""
         return [line for line in self.effects() if line[0] == task["id"]]
+
+    def processes(self, role: str) -> list[Process]:
+        """List the processes that were started for a role."""
+        return [process for process in self._processes if process.log.name.startswith(f"{role}-")]
+
+    async def check(self) -> None:
+        """Check what must hold at rest: no dispatch started twice, no attempt too many, nothing left."""
+        starts = Counter((line[0], line[1]) for line in self.effects())
+        assert [start for start, count in starts.items() if count > 1] == []
+        too_many = "SELECT count(*)::int FROM tasks WHERE attempt > max_retries + 1"
+        assert await self.database.fetch(too_many) == [(0,)]
+        unfinished = "SELECT count(*)::int FROM tasks WHERE status < 3 OR worker_id IS NOT NULL"
+        assert await self.database.fetch(unfinished) == [(0,)]
+        forgotten = "SELECT count(*)::int FROM outbox WHERE status = 1"
+        assert await self.database.fetch(forgotten) == [(0,)]
+        idle = """SELECT count(*)::int FROM pg_stat_activity
+                  WHERE datname = current_database() AND state LIKE 'idle in transaction%'"""
+        assert await self.database.fetch(idle) == [(0,)]
 
     async def close(self) -> None:
         """Kill what still runs."""
