@@ -337,6 +337,8 @@ def _as_user(user: int, dies_by: str) -> list[str]:
         only = "-all,+dac_override"
         command += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         command += [f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}"]
+        # Without it access(2), by which initdb looks for postgres, ignores the capability.
+        command += ["--securebits=+no_setuid_fixup"]
     return [*command, "--"]
 
 
