@@ -61,9 +61,11 @@ LARGEST_LOG_BYTES = 8 << 20
 # SIGINT writes a checkpoint and ends, SIGQUIT leaves that to the next start, SIGKILL ends what is stuck.
 STOPS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 
+ORDINARY_USER = "start as an ordinary user, for whom no change of user is needed"
 REMEDIES = (
     ("No space left on device", "free some space on that disk"),
-    ("setpriv:", "start as an ordinary user, for whom no change of user is needed"),
+    ("Operation not permitted", ORDINARY_USER),
+    ("setresuid failed", ORDINARY_USER),
     ("could not look up effective user ID", "give that user an entry in /etc/passwd"),
     (
         "incompatible with server",

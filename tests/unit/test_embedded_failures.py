@@ -65,7 +65,7 @@ async def test_a_failed_start_leaves_neither_lock_nor_half_a_cluster(tmp_path: P
 
 async def test_programs_that_are_not_there_are_named(tmp_path: Path) -> None:
     error = await failure(tmp_path / "data", tmp_path / "nowhere")
-    assert f"{tmp_path}/nowhere/initdb" in str(error)
+    assert f"{tmp_path}/nowhere/initdb: No such file or directory (more in" in str(error), "no remedy"
 
 
 async def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
