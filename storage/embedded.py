@@ -67,10 +67,7 @@ REMEDIES = (
     ("Operation not permitted", ORDINARY_USER),
     ("setresuid failed", ORDINARY_USER),
     ("could not look up effective user ID", "give that user an entry in /etc/passwd"),
-    (
-        "incompatible with server",
-        "name another data folder, or use the PostgreSQL version that made this one",
-    ),
+    ("incompatible with server", "name another data folder, or use the version that made this one"),
 )
 
 
