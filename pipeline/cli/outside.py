@@ -1,0 +1,32 @@
+"""What commands reach beyond themselves; tests hand in their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    import httpx
+    import typer
+
+    from pipeline.settings import Settings
+
+
+class Serve(Protocol):
+    """Runs the roles of a process until told to stop; `announce` hears the URL once the gateway listens."""
+
+    def __call__(self, settings: Settings, announce: Callable[[str], None]) -> Coroutine[Any, Any, None]:
+        """Serve."""
+
+
+class Outside(NamedTuple):
+    """None stands for the real thing: the network, and `pipeline.roles.serve`."""
+
+    transport: httpx.BaseTransport | None = None
+    serve: Serve | None = None
+
+    @classmethod
+    def of(cls, context: typer.Context) -> Outside:
+        """Find what was handed in with the command line."""
+        return context.find_object(cls) or cls()
