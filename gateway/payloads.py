@@ -1,0 +1,152 @@
+"""What clients hand over: the bodies of POST, and how a new task becomes a submission."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gateway.auth import CALLER
+from gateway.bodies import JsonBody, header
+from gateway.problems import FieldError, Problem, ProblemType, invalid
+from storage.model import Priority, Submission
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from litestar.types import HTTPScope
+
+    from gateway.ids import Ids
+    from gateway.settings import GatewaySettings
+    from pipeline.handlers import Handler
+
+PriorityName = Annotated[Literal["HIGH", "MEDIUM", "LOW"], Meta(description="HIGH, MEDIUM or LOW")]
+
+_KEY = re.compile(rb"[!-~]{1,200}")
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class NewTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /tasks; the payload stays the bytes it came as."""
+
+    kind: Annotated[str, Meta(max_length=100, description="a kind that GET /kinds lists")]
+    payload: Annotated[msgspec.Raw, Meta(description="JSON as the kind's schema asks; {} when left out")] = (
+        msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
+    )
+    name: Annotated[str, Meta(max_length=200, description="up to 200 characters")] = ""
+    description: Annotated[str, Meta(max_length=4000, description="up to 4000 characters")] = ""
+    tags: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...],
+        Meta(max_length=20, description="up to 20 texts of 1 to 64 characters"),
+    ] = ()
+    priority: PriorityName = "MEDIUM"
+    run_at: (
+        Annotated[
+            datetime, Meta(tz=True, description="RFC 3339 with its offset, such as 2030-01-31T12:00:00Z")
+        ]
+        | None
+    ) = None
+    delay_seconds: (
+        Annotated[float, Meta(ge=0, le=31_536_000, description="0 to 31536000; not with run_at")] | None
+    ) = None
+    timeout_seconds: Annotated[float, Meta(ge=0.1, le=86_400, description="0.1 to 86400")] | None = None
+    max_retries: Annotated[int, Meta(ge=0, le=100, description="a whole number from 0 to 100")] | None = None
+
+
+class NewReplay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /tasks/{id}/replay."""
+
+    reason: Annotated[
+        str, Meta(max_length=500, pattern=r"\S", description="1 to 500 characters, not only blanks")
+    ]
+    dispatch: (
+        Annotated[int, Meta(ge=1, lt=2**31, description="the dispatch of the task that is to be replayed")]
+        | None
+    ) = None
+
+
+NEW_TASK = JsonBody(NewTask)
+NEW_REPLAY = JsonBody(NewReplay)
+
+
+class Acceptance:
+    """Turns a request into a Submission, or raises Problem or PayloadInvalid.
+
+    A field the client leaves out is decided here, once: by the kind's policy, or else by the settings.
+    """
+
+    def __init__(
+        self, handlers: Mapping[str, Handler[..., Any]], ids: Ids, settings: GatewaySettings
+    ) -> None:
+        self._handlers = handlers
+        self._ids = ids
+        self._settings = settings
+
+    def read(self, scope: HTTPScope, body: bytes) -> Submission:
+        """Check everything that can be known before the database is asked."""
+        key = _key(scope)
+        task = NEW_TASK.decode(body)
+        handler = self._handlers.get(task.kind)
+        if handler is None:
+            raise self._unknown(task.kind)
+        payload = bytes(task.payload)
+        handler.decode(payload)
+        policy, settings = handler.policy, self._settings
+        return Submission(
+            id=self._ids.new(),
+            kind=task.kind,
+            kind_version=policy.version,
+            payload=payload.decode(),
+            name=task.name,
+            description=task.description,
+            tags=task.tags,
+            priority=Priority[task.priority],
+            run_at=_run_at(task),
+            delay_seconds=task.delay_seconds or 0.0,
+            timeout_seconds=_first(
+                task.timeout_seconds, policy.timeout_seconds, settings.task_timeout_seconds
+            ),
+            max_retries=int(_first(task.max_retries, policy.max_retries, settings.max_retries)),
+            tenant=CALLER.tenant,
+            key=key,
+            fingerprint=sha256(body).hexdigest() if key else "",
+        )
+
+    def _unknown(self, kind: str) -> Problem:
+        known = tuple(self._handlers)
+        return Problem(
+            ProblemType.UNKNOWN_KIND,
+            f"no handler serves the kind {kind!r}; known: {', '.join(known)}",
+            [FieldError("kind", "is not known", known)],
+        )
+
+
+def _key(scope: HTTPScope) -> str | None:
+    key = header(scope, b"idempotency-key")
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        allowed = "1 to 200 visible ASCII characters, no blanks"
+        raise invalid(FieldError("Idempotency-Key", "is not a usable key", allowed))
+    return key.decode()
+
+
+def _run_at(task: NewTask) -> datetime | None:
+    if task.run_at is None:
+        return None
+    if task.delay_seconds is not None:
+        raise invalid(FieldError("delay_seconds", "stands beside run_at", "one of the two"))
+    if not _EARLIEST <= task.run_at < _LATEST:
+        raise invalid(FieldError("run_at", "is out of range", "from the year 1970 to the year 9998"))
+    return task.run_at.astimezone(UTC)
+
+
+def _first(given: float | None, by_kind: float | None, by_settings: float) -> float:
+    if given is not None:
+        return given
+    return by_settings if by_kind is None else by_kind

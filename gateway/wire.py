@@ -1,0 +1,96 @@
+"""HTTP on the wire: uvicorn's httptools protocol, with the bounds and error bodies that it leaves out.
+
+httptools bounds neither the size of a request's head nor the time it takes, and uvicorn answers what it
+cannot parse in plain text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gateway.problems import MEDIA_TYPE, Problem, ProblemType, body_of
+
+if TYPE_CHECKING:
+    import asyncio
+    from asyncio import TimerHandle
+
+MOST_HEAD_BYTES = 16 * 1024
+HEAD_SECONDS = 10.0
+
+_MALFORMED = Problem(ProblemType.BAD_REQUEST, "the request is not HTTP/1.1")
+_TOO_LARGE = Problem(ProblemType.HEAD_TOO_LARGE, f"allowed: up to {MOST_HEAD_BYTES} bytes")
+_TOO_SLOW = Problem(
+    ProblemType.BODY_TIMEOUT, f"request line and headers were not complete after {HEAD_SECONDS:g} seconds"
+)
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """One connection; a head too large or too slow is refused, and the connection closed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_timer: TimerHandle | None = None
+        self._refusal = _MALFORMED
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
+        """Start the clock for the first head."""
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; a head may come in many pieces, so its size is also watched while it is incomplete."""
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes and not self.transport.is_closing():
+            if self._head_bytes > MOST_HEAD_BYTES:
+                self._refuse(_TOO_LARGE)
+            elif self._head_timer is None:
+                self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def on_headers_complete(self) -> None:
+        """Let a request of bounded size begin."""
+        self._in_head = False
+        self._stop_timer()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_HEAD_BYTES:
+            self._refusal = _TOO_LARGE
+            raise ValueError("head too large")  # httptools makes a parser error of it: send_400_response
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Expect the next head."""
+        super().on_message_complete()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words are dropped
+        """Answer what is no request with a problem."""
+        self._refuse(self._refusal)
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        if self._head_bytes:
+            self._refuse(_TOO_SLOW)
+        else:
+            self.transport.close()  # a connection that never asked anything gets no answer
+
+    def _refuse(self, problem: Problem) -> None:
+        body = body_of(problem)
+        head = b"content-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(
+            STATUS_LINE[problem.type.status] + head % (MEDIA_TYPE.encode(), len(body)) + body
+        )
+        self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
