@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -16,7 +17,6 @@ from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 
 class Default:
@@ -63,13 +63,10 @@ class Default:
     def postgres(self) -> list[int]:
         """List what still runs below the data folder."""
         found = []
-        for entry in os.listdir("/proc"):  # noqa: PTH208 - numbers, not files
-            try:
-                command = open(f"/proc/{entry}/cmdline", "rb").read()  # noqa: PTH123, SIM115 - as above
-            except OSError:
-                continue
-            if entry.isdigit() and str(self.folder).encode() in command:
-                found.append(int(entry))
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if str(self.folder).encode() in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
         return found
 
 
