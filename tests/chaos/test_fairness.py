@@ -55,7 +55,8 @@ async def test_high_starts_within_a_second_behind_100_000_low(deployed: Service)
     await eventually(ended)
     [(p99,)] = await deployed.database.fetch("""
         SELECT percentile_disc(0.99) WITHIN GROUP (ORDER BY waited::float8)
-        FROM (SELECT extract(epoch FROM started_at - created_at) AS waited FROM tasks WHERE priority = 1) high""")
+        FROM (SELECT extract(epoch FROM started_at - created_at) AS waited
+              FROM tasks WHERE priority = 1) high""")
     assert p99 < 1.0
     assert (await deployed.counts())["PENDING"] > BEHIND / 2, "LOW was not behind all the time"
 
