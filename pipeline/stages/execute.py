@@ -11,7 +11,7 @@ import structlog
 from pipeline.flow import Stage
 from pipeline.handlers import Permanent, RetryLater
 from pipeline.handlers.context import Context
-from pipeline.handlers.errors import ChildKilled, describe
+from pipeline.handlers.errors import ChildKilled, NotStarted, describe
 from pipeline.slots import Stop
 from storage.model import Cancelled, Done, Failure, Interrupted, Reason, Run
 
@@ -27,6 +27,9 @@ log = structlog.get_logger()
 
 UNWIND_SECONDS = 5.0
 """How long a cancelled handler may take to clean up before its slot is given to another run."""
+
+NOT_STARTED_SECONDS = 5.0
+"""How long a task waits when no process or thread could be had for its handler."""
 
 LOSSES_UNTIL_ALONE = 2
 """A task that was running when this many workers died runs in a process of its own from then on."""
@@ -97,6 +100,9 @@ def _judge(run: Run, running: asyncio.Future[str]) -> Outcome:
             return Done(run, running.result())
         case RetryLater():
             return Failed(run, describe(error), delay_seconds=error.seconds)
+        case NotStarted():
+            # Nothing of the task has run: it is not to blame, and may find a child elsewhere.
+            return Failed(run, describe(error), delay_seconds=NOT_STARTED_SECONDS)
         case Permanent() | ChildKilled():
             return Failed(run, describe(error), retryable=False)
         case _:
