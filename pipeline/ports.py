@@ -158,10 +158,12 @@ class Upkeep(Protocol):
     async def unclaimed(self) -> dict[Priority, int]:
         """Tell, per priority, how many references live workers hold that are not yet claimed."""
 
-    async def resend(self, priority: Priority, queued_before: datetime | None, most: int) -> int:
+    async def resend(
+        self, priority: Priority, queued_before: datetime | None, most: int, min_age_seconds: float = 0.0
+    ) -> int:
         """Send again, with their own dispatch, PENDING tasks without outbox row queued before then.
 
-        None stands for the database's present time.
+        None stands for `min_age_seconds` ago by the database's clock.
         """
 
     async def prune(self, retention_seconds: float, idempotency_ttl_seconds: float, most: int) -> int:

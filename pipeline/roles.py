@@ -123,7 +123,7 @@ def janitor(ports: Ports, settings: Settings) -> list[Flow[None, None]]:
     lease_seconds = settings.worker_lease_seconds
     return [
         flow(Every(lease_seconds / 6)) | Rescue(upkeep, workers, lease_seconds),
-        flow(Every(UPKEEP_ROUND_SECONDS)) | Resend(upkeep, ports.broker),
+        flow(Every(UPKEEP_ROUND_SECONDS)) | Resend(upkeep, ports.broker, UPKEEP_ROUND_SECONDS),
         flow(Every(PRUNE_ROUND_SECONDS))
         | Prune(upkeep, settings.retention_seconds, settings.idempotency_ttl_seconds),
     ]

@@ -56,7 +56,8 @@ FROM queues q LEFT JOIN workers w ON w.dead_at IS NULL AND q.name = ANY(w.queues
 _RESEND = """
 WITH lost AS (
     SELECT t.id, t.dispatch, t.priority FROM tasks t
-    WHERE t.status = 1 AND t.priority = $1::smallint AND t.queued_at < coalesce($2::timestamptz, now())
+    WHERE t.status = 1 AND t.priority = $1::smallint
+    AND t.queued_at < coalesce($2::timestamptz, now() - make_interval(secs => $4::float8))
     AND NOT EXISTS (SELECT FROM outbox o WHERE o.task_id = t.id AND o.status = 0)
     ORDER BY t.queued_at LIMIT $3::int
 )
@@ -134,9 +135,11 @@ class PostgresUpkeep:
         """Tell, per priority, how many references live workers hold that are not yet claimed."""
         return {Priority(priority): count for priority, count in await self._database.fetch(_UNCLAIMED)}
 
-    async def resend(self, priority: Priority, queued_before: datetime | None, most: int) -> int:
+    async def resend(
+        self, priority: Priority, queued_before: datetime | None, most: int, min_age_seconds: float = 0.0
+    ) -> int:
         """Send again, with their own dispatch, PENDING tasks that no outbox row stands for."""
-        sent = await self._database.fetch(_RESEND, [int(priority), queued_before, most])
+        sent = await self._database.fetch(_RESEND, [int(priority), queued_before, most, min_age_seconds])
         if sent:
             self._signals.notify(OUTBOX)
         return len(sent)

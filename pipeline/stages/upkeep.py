@@ -70,13 +70,14 @@ class Rescue(Stage[None, None]):
 class Resend(Stage[None, None]):
     """Sends again what the broker has lost; a false alarm only doubles a message.
 
-    Two signs, neither of them age: a later message of the same queue was claimed a period ago, or a queue
-    is found empty twice, with nothing unclaimed at any worker, while tasks are said to be in it.
+    Two signs: a later message of the same queue was claimed a round ago, or a queue is found empty twice,
+    with nothing unclaimed at any worker, while tasks are said to have been in it since the round before.
     """
 
-    def __init__(self, upkeep: Upkeep, broker: Broker) -> None:
+    def __init__(self, upkeep: Upkeep, broker: Broker, round_seconds: float = 10.0) -> None:
         self._upkeep = upkeep
         self._broker = broker
+        self._round_seconds = round_seconds
         self._claimed_through: dict[Priority, datetime] = {}
         self._empty: set[Priority] = set()
 
@@ -100,7 +101,7 @@ class Resend(Stage[None, None]):
         return twice
 
     async def _resend(self, priority: Priority, queued_before: datetime | None, sign: str) -> None:
-        sent = await self._upkeep.resend(priority, queued_before, MOST_ROWS)
+        sent = await self._upkeep.resend(priority, queued_before, MOST_ROWS, self._round_seconds)
         if sent:
             log.warning("sent again", queue=work_route(priority), tasks=sent, sign=sign)
 

@@ -84,9 +84,11 @@ class MemoryUpkeep:
             for priority in Priority
         }
 
-    async def resend(self, priority: Priority, queued_before: datetime | None, most: int) -> int:
+    async def resend(
+        self, priority: Priority, queued_before: datetime | None, most: int, min_age_seconds: float = 0.0
+    ) -> int:
         """Send again, with their own dispatch, PENDING tasks that no outbox row stands for."""
-        limit = queued_before or self._state.now()
+        limit = queued_before or self._state.now(-min_age_seconds)
         lost = [
             (row.queued_at, row.reference, row)
             for row in self._state.tasks.values()
