@@ -110,9 +110,7 @@ class GroupCommit(Generic[Item, Answer]):
             if len(group) == 1:
                 self._answer(group, error)
                 return
-            middle = len(group) // 2
-            await self._write_group(group[:middle])
-            await self._write_group(group[middle:])
+            await self._write_halves(group)
         except BaseException as error:
             # psqlpy panics as a BaseException: the waiters must hear of it, or they hang for ever.
             self._answer(group, error)
@@ -120,6 +118,15 @@ class GroupCommit(Generic[Item, Answer]):
                 raise
         else:
             self._answer(group, answers)
+
+    async def _write_halves(self, group: list[_Waiting[Item, Answer]]) -> None:
+        middle = len(group) // 2
+        try:
+            await self._write_group(group[:middle])
+        except asyncio.CancelledError as error:
+            self._answer(group[middle:], error)
+            raise
+        await self._write_group(group[middle:])
 
     async def _write_until_known(self, items: list[Item]) -> Sequence[Answer]:
         delay_seconds = 0.05

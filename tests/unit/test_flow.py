@@ -1,0 +1,173 @@
+"""The driver of stages: items in order, settled once, drained in time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Self
+
+import pytest
+
+from pipeline.flow import Parcel, Stage, flow
+from tests.support.waiting import eventually
+
+
+class Numbers:
+    """A source of a few numbers; what came of each is in `settled`."""
+
+    def __init__(self, *numbers: int, fail_first: bool = False) -> None:
+        self._numbers = list(numbers)
+        self._fail_first = fail_first
+        self.settled: list[tuple[int, str]] = []
+        self.quiet = asyncio.Event()
+        self.left = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.left = True
+
+    async def pull(self) -> Parcel[int] | None:
+        if self._fail_first:
+            self._fail_first = False
+            raise ConnectionError("away")
+        if self._numbers:
+            number = self._numbers.pop(0)
+            return Parcel(number, lambda failure: self._settle(number, failure))
+        await self.quiet.wait()
+        return None
+
+    async def _settle(self, number: int, failure: BaseException | None) -> None:
+        self.settled.append((number, type(failure).__name__))
+
+    async def quiesce(self) -> None:
+        self.quiet.set()
+
+
+class Add(Stage[int, int]):
+    def __init__(self, amount: int) -> None:
+        self._amount = amount
+
+    async def __call__(self, item: int) -> int:
+        return item + self._amount
+
+
+class Collect(Stage[int, None]):
+    def __init__(self) -> None:
+        self.items: list[int] = []
+
+    async def __call__(self, item: int) -> None:
+        if item < 0:
+            raise ValueError("negative")
+        self.items.append(item)
+
+
+async def run_until_settled(source: Numbers, count: int, stages: Stage[int, None]) -> None:
+    stop = asyncio.Event()
+    running = asyncio.create_task((flow(source) | stages).run(stop, 1.0))
+    await eventually(lambda: len(source.settled) == count)
+    stop.set()
+    await running
+
+
+async def test_stages_are_called_in_order() -> None:
+    collect = Collect()
+    await (Add(1) | Add(10) | collect)(5)
+    assert collect.items == [16]
+
+
+async def test_items_are_carried_and_settled() -> None:
+    source, collect = Numbers(1, 2, 3), Collect()
+    await run_until_settled(source, 3, Add(1) | collect)
+    assert collect.items == [2, 3, 4]
+    assert source.settled == [(1, "NoneType"), (2, "NoneType"), (3, "NoneType")]
+    assert source.left
+
+
+async def test_an_item_that_fails_is_given_back_and_the_next_is_carried() -> None:
+    source, collect = Numbers(-5, 2), Collect()
+    await run_until_settled(source, 2, collect)
+    assert source.settled == [(-5, "ValueError"), (2, "NoneType")]
+
+
+async def test_a_source_that_fails_is_asked_again() -> None:
+    source = Numbers(1, fail_first=True)
+    await run_until_settled(source, 1, Collect())
+    assert source.settled == [(1, "NoneType")]
+
+
+async def test_a_parcel_is_settled_once() -> None:
+    settled = []
+
+    async def settle(failure: BaseException | None) -> None:
+        settled.append(failure)
+
+    parcel = Parcel("x", settle)
+    await parcel.settle(None)
+    await parcel.settle(ValueError())
+    assert settled == [None]
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_no_more_items_are_under_way_than_allowed(concurrency: int) -> None:
+    under_way, most, go = 0, 0, asyncio.Event()
+
+    class Hold(Stage[int, None]):
+        async def __call__(self, _item: int) -> None:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await go.wait()
+            under_way -= 1
+
+    source, stop = Numbers(*range(6)), asyncio.Event()
+    running = asyncio.create_task((flow(source, concurrency) | Hold()).run(stop, 1.0))
+    await eventually(lambda: under_way == concurrency)
+    go.set()
+    await eventually(lambda: len(source.settled) == 6)
+    stop.set()
+    await running
+    assert most == concurrency
+
+
+async def test_an_item_that_outlasts_the_grace_is_left_unsettled_and_the_flow_ends() -> None:
+    entered = asyncio.Event()
+
+    class Stuck(Stage[int, None]):
+        async def __call__(self, _item: int) -> None:
+            entered.set()
+            await asyncio.Event().wait()
+
+    source, stop = Numbers(1), asyncio.Event()
+    running = asyncio.create_task((flow(source, 2) | Stuck()).run(stop, 0.05))
+    await entered.wait()
+    stop.set()
+    async with asyncio.timeout(5):
+        await running
+    assert source.settled == []
+    assert source.left
+
+
+async def test_a_stage_that_works_on_is_drained_after_the_source_is_quiet() -> None:
+    order: list[str] = []
+
+    class Later(Stage[int, None]):
+        async def __call__(self, _item: int) -> None:
+            order.append("item")
+
+        async def drain(self, grace_seconds: float) -> None:
+            assert grace_seconds <= 1.0
+            order.append("drained")
+
+    class Quiet(Numbers):
+        async def quiesce(self) -> None:
+            await super().quiesce()
+            await asyncio.sleep(0)
+            order.append("quiet")
+
+    source, stop = Quiet(1), asyncio.Event()
+    running = asyncio.create_task((flow(source) | Later()).run(stop, 1.0))
+    await eventually(lambda: source.settled)
+    stop.set()
+    await running
+    assert order == ["item", "quiet", "drained"]

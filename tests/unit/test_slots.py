@@ -1,0 +1,95 @@
+"""A worker's book: slots, and whether it may start handlers."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from pipeline.duty import Duty
+from pipeline.slots import Slots, Stop
+from pipeline.testing import ManualClock
+from storage.model import Priority
+from tests.support.builders import run
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+def test_a_slot_is_taken_from_before_the_claim_until_it_is_released() -> None:
+    slots, reference = Slots(2), run().reference
+    slots.reserve(reference)
+    assert (slots.free, reference in slots, slots.held) == (1, True, frozenset({reference}))
+    slots.release(reference)
+    slots.release(reference)
+    assert (slots.free, reference in slots) == (2, False)
+
+
+def test_the_most_free_since_last_asked_is_what_a_relay_may_pack_for() -> None:
+    slots, first, second = Slots(2), run().reference, run().reference
+    slots.reserve(first)
+    slots.reserve(second)
+    assert slots.most_free() == 2
+    assert slots.most_free() == 0
+    slots.release(first)
+    slots.reserve(first)
+    assert (slots.free, slots.most_free()) == (0, 1)
+
+
+async def test_the_first_reason_to_stop_stands() -> None:
+    slots, task = Slots(1), run()
+    slots.reserve(task.reference)
+    running = asyncio.create_task(forever())
+    slots.start(task, running)
+    slots.stop(task.reference, Stop.CANCELLED)
+    slots.stop_all(Stop.INTERRUPTED)
+    await asyncio.wait({running})
+    assert running.cancelled()
+    assert slots.why(task.reference) is Stop.CANCELLED
+
+
+async def test_what_is_not_held_or_not_started_cannot_be_stopped() -> None:
+    slots, task = Slots(1), run()
+    slots.stop(task.reference, Stop.CANCELLED)
+    slots.reserve(task.reference)
+    slots.stop(task.reference, Stop.CANCELLED)
+    assert slots.why(task.reference) is None
+
+
+async def test_how_far_a_queue_was_claimed_never_goes_back() -> None:
+    slots = Slots(3)
+    for minutes in (1, 5, 3):
+        task = run(priority=Priority.HIGH, queued_at=NOON + timedelta(minutes=minutes))
+        slots.reserve(task.reference)
+        done = asyncio.create_task(asyncio.sleep(0))
+        slots.start(task, done)
+        await done
+    assert slots.newest() == (NOON + timedelta(minutes=5), None, None)
+
+
+async def test_a_worker_counts_half_a_lease_from_when_its_heartbeat_was_sent() -> None:
+    clock = ManualClock()
+    duty = Duty(clock, lease_seconds=30)
+    assert not duty.fresh
+    sent_at = clock.now()
+    await clock.advance(5)
+    duty.heard(sent_at)
+    await clock.advance(9.9)
+    fresh = [duty.fresh]
+    await clock.advance(0.2)
+    fresh.append(duty.fresh)
+    assert fresh == [True, False]
+
+
+async def test_a_worker_declared_dead_begins_anew_under_another_id() -> None:
+    duty = Duty(ManualClock(), lease_seconds=30)
+    duty.heard(0.0)
+    first = await duty.begin()
+    duty.declared_dead()
+    beginning = asyncio.create_task(duty.begin())
+    await asyncio.sleep(0)
+    assert not beginning.done()
+    duty.heard(0.0)
+    assert await beginning != first

@@ -1,0 +1,166 @@
+"""The relay's stages: what the broker confirmed leaves the outbox, and nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from pipeline.broker import BrokerUnavailable, Message, Publication
+from pipeline.references import decode
+from pipeline.stages import PollOutbox, Publish, Published, Settle
+from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
+from storage.model import Caller, Capacity, OutboxRow, OutboxStatus, Priority, Status
+from tests.support.builders import retry, run, submission
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CALLER = Caller()
+
+
+class Answering(MemoryBroker):
+    """Gives the answers it was told to give, and remembers what it was sent."""
+
+    def __init__(self, *answers: Publication) -> None:
+        super().__init__()
+        self.answers = list(answers)
+        self.sizes: list[int] = []
+        self.declared: list[str] = []
+
+    async def publish(self, messages: Sequence[Message]) -> list[Publication]:
+        self.sizes += [len(decode(message.body)) for message in messages]
+        return [self.answers.pop(0) if self.answers else Publication.CONFIRMED for _ in messages]
+
+    async def declare(self, route: str) -> None:
+        self.declared.append(route)
+        await super().declare(route)
+
+
+def rows(count: int, route: str = "tasks.high") -> list[OutboxRow]:
+    return [
+        OutboxRow(id=number, task_id=run().task_id, dispatch=1, priority=Priority.HIGH, route=route)
+        for number in range(count)
+    ]
+
+
+async def test_a_batch_that_cannot_be_carried_on_is_due_again_and_has_cost_nothing() -> None:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
+    await ledger.submissions.submit([submission()])
+    async with PollOutbox(ledger.outbox, ledger.signals) as poll:
+        parcel = await poll.pull()
+        assert parcel is not None
+        await parcel.settle(BrokerUnavailable("away"))
+        await clock.advance(2)
+        again = await poll.pull()
+        assert again is not None
+        assert (again.body[0].id, again.body[0].attempts) == (parcel.body[0].id, 0)
+
+
+async def test_no_row_is_leased_while_the_broker_is_not_ready() -> None:
+    ledger, ready = MemoryLedger(ManualClock()), asyncio.Event()
+    await ledger.submissions.submit([submission()])
+
+    async def broker_ready() -> None:
+        await ready.wait()
+
+    async with PollOutbox(ledger.outbox, ledger.signals, ready=broker_ready) as poll:
+        pulling = asyncio.create_task(poll.pull())
+        await asyncio.sleep(0)
+        assert len(await ledger.outbox.poll(10, 30)) == 1
+        ready.set()
+        await poll.quiesce()
+        assert await pulling is None
+
+
+async def test_a_wakeup_shortens_the_wait_for_rows() -> None:
+    ledger = MemoryLedger(ManualClock())
+    async with PollOutbox(ledger.outbox, ledger.signals, poll_seconds=3600) as poll:
+        pulling = asyncio.create_task(poll.pull())
+        await asyncio.sleep(0)
+        await ledger.submissions.submit([submission()])
+        parcel = await asyncio.wait_for(pulling, timeout=5)
+        assert parcel is not None
+        assert len(parcel.body) == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "capacity", "sizes"),
+    [
+        (1, Capacity(1, 64), [1]),
+        (10, Capacity(1, 64), [10]),
+        (10, Capacity(2, 64), [5, 5]),
+        (10, Capacity(1, 4), [4, 4, 2]),
+        (3, Capacity(1, 0), [1, 1, 1]),
+        (3, Capacity(0, 0), [1, 1, 1]),
+        (130, Capacity(1, 1000), [64, 64, 2]),
+    ],
+)
+async def test_a_message_carries_as_many_as_workers_can_take(
+    found: int, capacity: Capacity, sizes: list[int]
+) -> None:
+    async def ask() -> dict[Priority, Capacity]:
+        return {Priority.HIGH: capacity}
+
+    broker = Answering()
+    published = await Publish(broker, ask)(rows(found))
+    assert broker.sizes == sizes
+    assert len(published.confirmed) == found
+
+
+async def test_every_answer_of_the_broker_has_its_consequence() -> None:
+    said = [Publication.CONFIRMED, Publication.RETURNED, Publication.REFUSED, Publication.UNKNOWN]
+    broker = Answering(*said, Publication.RETURNED)
+    batch = rows(4)
+    async with broker:
+        published = await Publish(broker)(batch)
+    assert published == Published([batch[0]], [batch[2], batch[3]], [batch[1]])
+    assert broker.declared == ["tasks.high"]
+
+
+async def test_a_route_outside_the_grammar_is_undeliverable() -> None:
+    broker = Answering(Publication.RETURNED)
+    batch = rows(1, "orders.new")
+    async with broker:
+        assert (await Publish(broker)(batch)).undeliverable == batch
+
+
+async def test_an_outage_is_raised_so_that_the_flow_gives_the_batch_back() -> None:
+    broker = MemoryBroker()
+    async with broker:
+        broker.stop()
+        with pytest.raises(BrokerUnavailable):
+            await Publish(broker)(rows(1))
+
+
+async def test_settle_lets_go_of_the_confirmed_and_keeps_the_rest() -> None:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
+    submissions = [submission(), submission(), submission()]
+    await ledger.submissions.submit(submissions)
+    confirmed, unsent, undeliverable = await ledger.outbox.poll(10, 30)
+    await Settle(ledger.outbox, most_attempts=1)(Published([confirmed], [unsent], [undeliverable]))
+    left = await ledger.outbox.find(CALLER, status=None, before=None, limit=10)
+    by_task = {row.task_id: row for row in left if row.route != "tasks.dlq"}
+    assert set(by_task) == {unsent.task_id, undeliverable.task_id}
+    assert by_task[unsent.task_id].attempts == 0
+    assert by_task[undeliverable.task_id].status is OutboxStatus.FAILED
+    statuses = await ledger.tasks.statuses([row.task_id for row in (confirmed, unsent, undeliverable)])
+    assert [status for _, status in statuses.values()] == [Status.PENDING, Status.NEW, Status.FAILED]
+
+
+async def test_what_waits_in_a_retry_queue_counts_as_queued_when_it_leaves_it() -> None:
+    ledger, worker_id = MemoryLedger(ManualClock()), uuid4()
+    await ledger.submissions.submit([submission()])
+    [first] = await ledger.outbox.poll(10, 30)
+    await ledger.outbox.settle([(first.id, 0.0)])
+    [claimed] = await ledger.runs.claim([first.reference], worker_id, ["echo"])
+    await ledger.runs.record([retry(claimed, 30)])
+    [again] = await ledger.outbox.poll(10, 30)
+    await Settle(ledger.outbox)(Published(confirmed=[again]))
+    assert await ledger.upkeep.resend(Priority.MEDIUM, ledger.now() + timedelta(seconds=29), 10) == 0
+    assert await ledger.upkeep.resend(Priority.MEDIUM, ledger.now() + timedelta(seconds=31), 10) == 1

@@ -1,0 +1,203 @@
+"""The janitor and the dead-letter role: what was lost comes back, what is evidence is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from pipeline.broker import Message
+from pipeline.broker.topology import DLQ
+from pipeline.flow import flow
+from pipeline.references import encode
+from pipeline.stages import Bury, Every, Prune, Receive, Rescue, Resend
+from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
+from storage.errors import Unavailable
+from storage.model import Caller, Priority, Reference, Status
+from tests.support.builders import beat, dead, done, run, submission, task_id
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from storage.model import Run
+
+CALLER = Caller()
+LEASE_SECONDS = 30.0
+
+
+async def claimed(ledger: MemoryLedger, worker_id: UUID) -> Run:
+    """Bring one task into a worker's hands."""
+    await ledger.submissions.submit([submission()])
+    [row] = await ledger.outbox.poll(10, 30)
+    await ledger.outbox.settle([(row.id, 0.0)])
+    [task] = await ledger.runs.claim([row.reference], worker_id, ["echo"])
+    return task
+
+
+class TestRescue:
+    async def test_the_runs_of_a_silent_worker_are_dispatched_again(self) -> None:
+        clock, worker_id = ManualClock(), uuid4()
+        ledger = MemoryLedger(clock)
+        rescue = Rescue(ledger.upkeep, ledger.workers, LEASE_SECONDS, clock)
+        await ledger.workers.beat(beat(worker_id))
+        task = await claimed(ledger, worker_id)
+        await clock.advance(LEASE_SECONDS + 1)
+        await rescue(None)
+        [row] = await ledger.outbox.poll(10, 30)
+        assert row.reference == Reference(task.task_id, 2)
+
+    async def test_nobody_is_declared_dead_within_a_lease_of_the_start(self) -> None:
+        clock, worker_id = ManualClock(), uuid4()
+        ledger = MemoryLedger(clock)
+        await ledger.workers.beat(beat(worker_id))
+        await clock.advance(LEASE_SECONDS + 1)
+        await Rescue(ledger.upkeep, ledger.workers, LEASE_SECONDS, clock)(None)
+        assert await ledger.workers.beat(beat(worker_id))
+
+    @pytest.mark.parametrize("fault", ["failed", "stood still"])
+    async def test_after_a_database_that_stood_still_nobody_is_declared_dead_for_a_lease(
+        self, fault: str
+    ) -> None:
+        clock, worker_id = ManualClock(), uuid4()
+        ledger = MemoryLedger(clock)
+        rescue = Rescue(ledger.upkeep, ledger.workers, LEASE_SECONDS, clock)
+        await clock.advance(LEASE_SECONDS)
+        await ledger.workers.beat(beat(worker_id))
+        original = ledger.upkeep.rescue
+
+        async def faulty(most: int, lease_seconds: float) -> int:
+            if fault == "failed":
+                raise Unavailable("away")
+            await clock.advance(LEASE_SECONDS / 2 + 1)
+            return await original(most, lease_seconds)
+
+        ledger.upkeep.rescue = faulty  # type: ignore[method-assign]  # the fault
+        try:
+            await rescue(None)
+        except Unavailable:
+            assert fault == "failed"
+        ledger.upkeep.rescue = original  # type: ignore[method-assign]  # it heals
+        await clock.advance(LEASE_SECONDS - 1)
+        await rescue(None)
+        assert await ledger.workers.beat(beat(worker_id))
+
+
+class TestResend:
+    async def test_what_a_later_message_has_overtaken_is_sent_again(self) -> None:
+        clock, worker_id = ManualClock(), uuid4()
+        ledger = MemoryLedger(clock)
+        lost = submission()
+        await ledger.submissions.submit([lost])
+        [row] = await ledger.outbox.poll(10, 30)
+        await ledger.outbox.settle([(row.id, 0.0)])
+        await clock.advance(1)
+        later = await claimed(ledger, worker_id)
+        await ledger.workers.beat(beat(worker_id, claimed_through=(None, later.queued_at, None)))
+        async with MemoryBroker() as broker:
+            await broker.declare("tasks.medium")
+            await broker.publish([Message("tasks.medium", b"something is in it")])
+            resend = Resend(ledger.upkeep, broker)
+            await resend(None)
+            assert await ledger.outbox.poll(10, 30) == []
+            await resend(None)
+        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(lost.id, 1)]
+
+    async def test_what_a_queue_found_empty_twice_should_hold_is_sent_again(self) -> None:
+        clock = ManualClock()
+        ledger = MemoryLedger(clock)
+        lost = submission(priority=Priority.LOW)
+        await ledger.submissions.submit([lost])
+        [row] = await ledger.outbox.poll(10, 30)
+        await ledger.outbox.settle([(row.id, 0.0)])
+        async with MemoryBroker() as broker:
+            resend = Resend(ledger.upkeep, broker, round_seconds=10)
+            await resend(None)
+            await resend(None)
+            assert await ledger.outbox.poll(10, 30) == [], "it was queued within the round"
+            await clock.advance(11)
+            await resend(None)
+        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(lost.id, 1)]
+
+    async def test_what_a_worker_has_received_and_not_claimed_is_not_lost(self) -> None:
+        clock = ManualClock()
+        ledger = MemoryLedger(clock)
+        await ledger.submissions.submit([submission()])
+        [row] = await ledger.outbox.poll(10, 30)
+        await ledger.outbox.settle([(row.id, 0.0)])
+        await ledger.workers.beat(beat(unclaimed=1))
+        await clock.advance(11)
+        async with MemoryBroker() as broker:
+            resend = Resend(ledger.upkeep, broker)
+            for _ in range(3):
+                await resend(None)
+        assert await ledger.outbox.poll(10, 30) == []
+
+
+async def test_prune_removes_what_is_over_and_past_its_retention() -> None:
+    clock, worker_id = ManualClock(), uuid4()
+    ledger = MemoryLedger(clock)
+    old, waiting = submission(id=task_id(age_seconds=3600)), submission(id=task_id(age_seconds=3600))
+    await ledger.submissions.submit([old, waiting])
+    [task] = await ledger.runs.claim([Reference(old.id, 1)], worker_id, ["echo"])
+    await ledger.runs.record([done(task)])
+    await clock.advance(100)
+    await Prune(ledger.upkeep, retention_seconds=50)(None)
+    assert await ledger.tasks.get(CALLER, old.id) is None
+    assert await ledger.tasks.get(CALLER, waiting.id) is not None
+
+
+class TestBury:
+    async def test_it_decides_by_the_database(self) -> None:
+        ledger = MemoryLedger(ManualClock())
+        task = await claimed(ledger, uuid4())
+        await ledger.runs.record([dead(task)])
+        waiting = submission()
+        await ledger.submissions.submit([waiting])
+        leased = await ledger.outbox.poll(10, 30)
+        await ledger.outbox.settle([(row.id, 0.0) for row in leased])
+        async with MemoryBroker() as broker:
+            await broker.declare(DLQ)
+            unknown = run().reference
+            body = encode([task.reference, Reference(waiting.id, 1), unknown])
+            await broker.publish([Message(DLQ, body), Message(DLQ, b"\xff")])
+            await self.bury_all(ledger, broker, letters=2)
+        letters = await ledger.dead_letters.find(CALLER, task_id=None, kind=None, before=None, limit=10)
+        assert {letter.task_id for letter in letters} == {task.task_id, None}
+        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(waiting.id, 1)]
+        statuses = await ledger.tasks.statuses([task.task_id])
+        assert statuses[task.task_id][1] is Status.FAILED
+
+    async def bury_all(self, ledger: MemoryLedger, broker: MemoryBroker, letters: int) -> None:
+        stop = asyncio.Event()
+        burying = flow(Receive(broker, DLQ)) | Bury(ledger.dead_letters)
+        running = asyncio.create_task(burying.run(stop, 1.0))
+
+        async def kept() -> bool:
+            found = await ledger.dead_letters.find(CALLER, task_id=None, kind=None, before=None, limit=10)
+            depth = await broker.depth(DLQ)
+            return len(found) == letters and depth is not None and not depth.ready
+
+        await eventually(kept)
+        stop.set()
+        await running
+        depth = await broker.depth(DLQ)
+        assert depth is not None
+        assert depth.ready == 0, "every message was acked"
+
+
+async def test_every_ticks_at_once_then_by_the_clock_until_it_is_stopped() -> None:
+    clock = ManualClock()
+    async with Every(10, clock) as every:
+        assert await every.pull() is not None
+        second = asyncio.create_task(every.pull())
+        await clock.advance(8.9)
+        assert not second.done()
+        await clock.advance(2.2)
+        assert await second is not None
+        third = asyncio.create_task(every.pull())
+        await asyncio.sleep(0)
+        await every.quiesce()
+        assert await third is None
