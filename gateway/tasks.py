@@ -113,12 +113,7 @@ class TaskRoutes:
         which = from_path("task_id", task_id, TASK_ID)
         body = await read_json(request.scope, request.receive, self._deadline.seconds)
         asked = NEW_REPLAY.decode(body)
-        dispatch = asked.dispatch
-        if dispatch is None:
-            current = await self._read(which)
-            if current.status not in (Status.FAILED, Status.CANCELLED):
-                raise _not_replayable(current)
-            dispatch = current.dispatch
+        dispatch = asked.dispatch or (await self._read(which)).dispatch
         task = await self._deadline(self._tasks.replay(CALLER, which, dispatch, asked.reason))
         if task is None:
             raise _not_replayable(await self._read(which))

@@ -120,6 +120,7 @@ class TestOutbox:
 
     async def test_a_waiting_row_is_not_retried(self, api: Gateway) -> None:
         await api.submit()
+        await api.submit()
 
         response = await api.client.post(f"{V1}/outbox/1/retry")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -320,6 +320,15 @@ class TestShow:
         body = response.json()
         assert body["status"] == "COMPLETED"
         assert body["finished_at"].endswith("Z")
+
+    async def test_times_are_utc_whatever_the_ledger_gives(self, api: Gateway) -> None:
+        task = await api.submit()
+        row = api.ledger._state.tasks[UUID(task["id"])]
+        row.created_at = row.created_at.astimezone(timezone(timedelta(hours=5)))
+
+        shown = (await api.client.get(f"{TASKS}/{task['id']}")).json()
+
+        assert shown["created_at"] == task["created_at"]
 
     async def test_shows_the_errors_of_a_failed_task(self, api: Gateway) -> None:
         task = await api.submit()

@@ -261,6 +261,16 @@ class TestOverHttp:
 
         assert response.json()["status"] == "COMPLETED"
 
+    async def test_an_ended_task_is_read_once_and_not_looked_for(self) -> None:
+        ledger = Hands()
+        ledger.tasks = Spied(ledger, [Unavailable("away")] * 1_000)  # type: ignore[assignment]  # the same port
+        async with gateway(ledger) as api, asyncio.timeout(5.0):
+            task = await api.submit()
+            await api.complete(task)
+            response = await api.client.get(f"{TASKS}/{task['id']}?wait=60")
+
+        assert response.json()["status"] == "COMPLETED"
+
     async def test_post_answers_with_the_outcome(self, api: Gateway) -> None:
         async with asyncio.TaskGroup() as group:
             posting = group.create_task(api.client.post(f"{TASKS}?wait=60", json={"kind": "echo"}))
