@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 # priorities that have work; what one leaves over goes to the others, highest first. Materialised, because
 # the planner may run a LIMIT subquery of an UPDATE more than once.
 _POLL = """
-WITH ready AS (
-    SELECT q.priority, q.share, least(q.share, d.rows) AS reserved, d.rows
+WITH found AS (
+    SELECT q.priority, least(q.share, d.rows) AS wanted, d.rows
     FROM (SELECT priority, ceil($1::int * (ARRAY[0.6, 0.3, 0.1])[priority])::int AS share
           FROM queues WHERE NOT paused) q
     CROSS JOIN LATERAL (SELECT count(*)::int AS rows FROM (
         SELECT FROM outbox o WHERE o.status = 0 AND o.priority = q.priority AND o.available_at <= now()
         AND (o.leased_until IS NULL OR o.leased_until < now()) LIMIT $1) due) d
+), ready AS (
+    SELECT priority, rows, greatest(0, least(wanted,
+        $1 - (sum(wanted) OVER (ORDER BY priority) - wanted)::int)) AS reserved FROM found
 ), shares AS (
     SELECT priority, reserved + greatest(0, least(rows - reserved,
         $1 - (sum(reserved) OVER ())::int
@@ -107,13 +110,14 @@ WITH failed AS (
         started_at = NULL, finished_at = NULL, queued_at = NULL
     FROM failed f
     WHERE t.id = f.task_id AND t.dispatch = f.dispatch AND t.status = 4 AND t.reason = 'undeliverable'
-    RETURNING t.id, t.dispatch, t.tenant
+    RETURNING t.id, t.dispatch, t.tenant, t.priority
 ), noted AS (
     INSERT INTO audit (tenant, action, task_id, dispatch, reason)
     SELECT tenant, 'replay', id, dispatch - 1, 'outbox row retried' FROM replayed
 )
 UPDATE outbox o SET status = 0, attempts = 0, error = NULL, leased_until = NULL, available_at = now(),
-    dispatch = coalesce((SELECT dispatch FROM replayed), o.dispatch)
+    dispatch = coalesce((SELECT dispatch FROM replayed), o.dispatch),
+    route = coalesce((SELECT q.name FROM replayed r JOIN queues q ON q.priority = r.priority), o.route)
 FROM failed f WHERE o.id = f.id RETURNING {_COLUMNS}
 """
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 
-from storage.errors import Unavailable
+from storage.errors import Refused, Unavailable
 from storage.model import Accepted, KeyReused
 from storage.signals import OUTBOX
 
@@ -113,6 +113,13 @@ def _judge(
     return KeyReused(UUID(first_id))
 
 
+def _tags_as_json(tags: tuple[str, ...]) -> str | None:
+    try:
+        return _tags.encode(tags).decode() if tags else None
+    except UnicodeEncodeError as error:
+        raise Refused(f"a tag is no text: {error}") from error
+
+
 def _columns(submissions: Sequence[Submission]) -> list[list[object]]:
     rows = [
         (
@@ -125,7 +132,7 @@ def _columns(submissions: Sequence[Submission]) -> list[list[object]]:
             s.timeout_seconds,
             s.name,
             s.description,
-            _tags.encode(s.tags).decode() if s.tags else None,
+            _tags_as_json(s.tags),
             s.payload,
             s.run_at,
             s.delay_seconds,

@@ -1,0 +1,247 @@
+"""After a lost reply the same call is made again: nothing may happen twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from storage.model import Accepted, Caller, KeyReused, Priority, Reference, Status
+from tests.contract.ledger.walk import KINDS, LEASE_SECONDS, reference
+from tests.support import builders
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from pipeline.ports import Ledger
+    from tests.contract.ledger.conftest import Backend
+    from tests.contract.ledger.walk import Walk
+
+Answer = TypeVar("Answer")
+
+CALLER = Caller()
+
+
+async def twice(call: Callable[[], Awaitable[Answer]]) -> tuple[Answer, Answer]:
+    return await call(), await call()
+
+
+async def test_submit(ledger: Ledger, walk: Walk) -> None:
+    first, keyed = builders.submission(), builders.submission(key="k", fingerprint="f")
+    same, other = (builders.submission(key="k", fingerprint=fingerprint) for fingerprint in "fg")
+
+    first_answer, second_answer = await twice(lambda: ledger.submissions.submit([first, keyed, same, other]))
+
+    assert first_answer == second_answer
+    assert [answer.task_id for answer in first_answer] == [first.id, keyed.id, keyed.id, keyed.id]
+    assert isinstance(first_answer[1], Accepted)
+    assert isinstance(first_answer[3], KeyReused)
+    assert {row.task_id for row in await walk.relay()} == {first.id, keyed.id}
+
+
+async def test_cancel(ledger: Ledger, walk: Walk) -> None:
+    waiting, run = await walk.pending(), await walk.running()
+
+    first, second = await twice(lambda: ledger.tasks.cancel(CALLER, waiting.id))
+    assert first == second
+    first, second = await twice(lambda: ledger.tasks.cancel(CALLER, run.task_id))
+    assert first == second
+
+
+async def test_replay(ledger: Ledger, walk: Walk) -> None:
+    task = await walk.failed()
+
+    first, second = await twice(lambda: ledger.tasks.replay(CALLER, task.id, 1, "again"))
+
+    assert first
+    assert first == second
+    assert (first.dispatch, first.replay) == (2, 1)
+    assert len(await walk.rows(task.id)) == 1
+
+
+async def test_replay_repeated_when_the_task_has_moved_on(ledger: Ledger, walk: Walk) -> None:
+    task = await walk.failed()
+    await ledger.tasks.replay(CALLER, task.id, 1, "again")
+    await walk.relay()
+    await walk.ended(builders.dead(await walk.claim(await walk.task(task.id))))
+    before = await walk.seen(task.id)
+
+    assert await ledger.tasks.replay(CALLER, task.id, 1, "again") == before.task
+
+    assert await walk.seen(task.id) == before
+
+
+async def test_poll(ledger: Ledger, walk: Walk) -> None:
+    await walk.new()
+
+    first, second = await twice(lambda: ledger.outbox.poll(10, LEASE_SECONDS))
+
+    assert (len(first), len(second)) == (1, 0)
+
+
+async def test_settle(ledger: Ledger, walk: Walk) -> None:
+    task = await walk.new()
+    [row] = await ledger.outbox.poll(10, LEASE_SECONDS)
+
+    await twice(lambda: ledger.outbox.settle([(row.id, 0.0)]))
+
+    assert (await walk.task(task.id)).status is Status.PENDING
+    assert await walk.rows(task.id) == []
+
+
+async def test_settle_repeated_when_the_task_has_moved_on(ledger: Ledger, walk: Walk) -> None:
+    task = await walk.new()
+    [row] = await ledger.outbox.poll(10, LEASE_SECONDS)
+    await ledger.outbox.settle([(row.id, 0.0)])
+    await ledger.runs.record([builders.interrupted(await walk.claim(task))])
+    before = await walk.seen(task.id)
+
+    await ledger.outbox.settle([(row.id, 0.0)])
+
+    assert await walk.seen(task.id) == before
+
+
+async def test_release_of_rows(ledger: Ledger, walk: Walk) -> None:
+    await walk.new()
+    [row] = await ledger.outbox.poll(10, LEASE_SECONDS)
+
+    await twice(lambda: ledger.outbox.release([row.id], 0.0))
+
+    [again] = await ledger.outbox.poll(10, LEASE_SECONDS)
+    assert (again.id, again.attempts) == (row.id, 0)
+
+
+async def test_returned_after_the_last_attempt(ledger: Ledger, walk: Walk) -> None:
+    task = await walk.new()
+    [row] = await ledger.outbox.poll(10, LEASE_SECONDS)
+    await ledger.outbox.returned([row.id], "no queue", 1, 0.0)
+    before = await walk.seen(task.id)
+
+    await ledger.outbox.returned([row.id], "no queue", 1, 0.0)
+
+    assert await walk.seen(task.id) == before
+    assert len(before.dead_letters) == 1
+
+
+async def test_retry_of_a_row(ledger: Ledger, walk: Walk) -> None:
+    task = await walk.undeliverable()
+    [*_, row] = await walk.rows(task.id)
+
+    await twice(lambda: ledger.outbox.retry(CALLER, row.id))
+
+    after = await walk.task(task.id)
+    assert (after.status, after.dispatch, after.replay) == (Status.NEW, 2, 1)
+    assert [sent.reference for sent in await walk.relay()].count(Reference(task.id, 2)) == 1
+
+
+async def test_claim(ledger: Ledger, walk: Walk) -> None:
+    known, unknown = await walk.pending(), await walk.pending(kind="later")
+    group = [reference(known), reference(unknown)]
+
+    first, second = await twice(lambda: ledger.runs.claim(group, walk.worker_id, KINDS))
+
+    assert first == second
+    assert [run.task_id for run in first] == [known.id]
+    assert {row.reference for row in await walk.rows(unknown.id)} == {reference(unknown)}
+
+
+async def test_record(ledger: Ledger, walk: Walk) -> None:
+    runs = [await walk.running() for _ in range(5)]
+    verdicts = [builders.every_verdict(run)[number] for number, run in enumerate(runs)]
+    first = await ledger.runs.record(verdicts)
+    before = [await walk.seen(run.task_id) for run in runs]
+
+    second = await ledger.runs.record(verdicts)
+
+    assert [answer.status for answer in first] == [
+        Status.COMPLETED, Status.PENDING, Status.FAILED, Status.CANCELLED, Status.PENDING,
+    ]  # fmt: skip
+    assert [answer.status for answer in second] == [None] * 5
+    assert [await walk.seen(run.task_id) for run in runs] == before
+
+
+async def test_hand_back(ledger: Ledger, walk: Walk) -> None:
+    task = await walk.pending()
+
+    await twice(lambda: ledger.runs.hand_back([reference(task)], 0.0))
+
+    assert {row.reference for row in await walk.relay()} == {reference(task)}
+    assert len(await walk.tries_to_claim(reference(task))) == 1
+    assert await walk.tries_to_claim(reference(task)) == []
+
+
+async def test_release_of_runs(ledger: Ledger, walk: Walk) -> None:
+    run = await walk.running()
+    await ledger.runs.release([run.reference], walk.worker_id)
+    before = await walk.seen(run.task_id)
+
+    await ledger.runs.release([run.reference], walk.worker_id)
+
+    assert await walk.seen(run.task_id) == before
+
+
+async def test_beat_and_close(ledger: Ledger) -> None:
+    beat = builders.beat()
+    assert await twice(lambda: ledger.workers.beat(beat)) == (True, True)
+    assert (await ledger.outbox.capacity())[Priority.HIGH].workers == 1
+
+    await twice(lambda: ledger.workers.close(beat.worker_id))
+
+    assert (await ledger.outbox.capacity())[Priority.HIGH].workers == 0
+
+
+async def test_declare_dead(ledger: Ledger, time: Backend) -> None:
+    beat = builders.beat()
+    await ledger.workers.beat(beat)
+    await time.advance(LEASE_SECONDS + 5)
+
+    assert await twice(lambda: ledger.workers.declare_dead(LEASE_SECONDS)) == ([beat.worker_id], [])
+
+
+async def test_rescue(ledger: Ledger, walk: Walk) -> None:
+    task = await walk.pending()
+    await walk.tries_to_claim(reference(task))
+
+    assert await twice(lambda: ledger.upkeep.rescue(10, LEASE_SECONDS)) == (1, 0)
+
+    assert (await walk.task(task.id)).losses == 1
+    assert len(await walk.rows(task.id)) == 1
+
+
+async def test_resend(ledger: Ledger, walk: Walk, time: Backend) -> None:
+    task = await walk.pending()
+    await time.advance(60)
+
+    assert await twice(lambda: ledger.upkeep.resend(Priority.MEDIUM, None, 10)) == (1, 0)
+
+    assert len(await walk.rows(task.id)) == 1
+
+
+async def test_prune(ledger: Ledger, walk: Walk, time: Backend) -> None:
+    await walk.cancelled(id=builders.task_id(age_seconds=7200))
+    kept = await walk.pending()
+    await time.advance(3600)
+
+    assert await twice(lambda: ledger.upkeep.prune(60.0, 60.0, 10)) == (1, 0)
+
+    assert (await walk.task(kept.id)).status is Status.PENDING
+
+
+async def test_restart_volatile(ledger: Ledger, walk: Walk) -> None:
+    await walk.pending()
+    run = await walk.running()
+
+    assert await twice(ledger.upkeep.restart_volatile) == (2, 0)
+
+    assert (await walk.task(run.task_id)).losses == 1
+    assert len(await walk.relay()) == 2
+
+
+async def test_bury(ledger: Ledger, walk: Walk) -> None:
+    failed, waiting = await walk.failed(), await walk.pending()
+    before = await walk.seen(failed.id)
+
+    await twice(lambda: ledger.dead_letters.bury([reference(failed), reference(waiting)]))
+
+    assert await walk.seen(failed.id) == before
+    assert {row.reference for row in await walk.relay()} == {reference(waiting)}
+    assert len(await walk.tries_to_claim(reference(waiting))) == 1
+    assert await walk.tries_to_claim(reference(waiting)) == []
