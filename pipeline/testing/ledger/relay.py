@@ -132,7 +132,10 @@ class MemoryOutbox:
 
 def _shared_out(due: dict[Priority, list[OutboxRow]], most: int) -> list[OutboxRow]:
     """Take each priority's reserved share, then fill up with the highest that is left."""
-    quotas = {priority: min(len(rows), most * TENTHS[priority] // 10) for priority, rows in due.items()}
+    quotas: dict[Priority, int] = {}
+    for priority, rows in due.items():
+        share = -(-most * TENTHS[priority] // 10)  # rounded up, so that a small poll reserves something too
+        quotas[priority] = min(len(rows), share, most - sum(quotas.values()))
     for priority, rows in due.items():
         quotas[priority] += min(len(rows) - quotas[priority], most - sum(quotas.values()))
     return [row for priority, rows in due.items() for row in rows[: quotas[priority]]]

@@ -81,6 +81,17 @@ async def test_each_priority_has_a_reserved_share_and_the_rest_goes_to_the_highe
     assert await polled(ledger, 10) == expected
 
 
+@pytest.mark.parametrize(
+    ("most", "expected"), [(3, (2, 1, 0)), (15, (9, 5, 1)), (25, (15, 8, 2)), (100, (40, 40, 20))]
+)
+async def test_shares_are_rounded_up_from_the_highest_down(
+    ledger: Ledger, walk: Walk, most: int, expected: tuple[int, int, int]
+) -> None:
+    await fill(walk, dict.fromkeys(Priority, 40))
+
+    assert tuple((await polled(ledger, most)).values()) == expected
+
+
 async def test_within_a_priority_what_is_due_longest_goes_first(
     ledger: Ledger, walk: Walk, time: Backend
 ) -> None:
