@@ -44,8 +44,8 @@ UPDATE outbox o SET leased_until = now() + make_interval(secs => $2::float8) FRO
 RETURNING o.id, o.task_id, o.dispatch, o.priority, o.route, o.attempts
 """
 
-# A confirmed row may go whoever holds its lease by now. NEW moves on only under the same dispatch; a task
-# already claimed keeps its status, since a message can overtake this mark.
+# A confirmed row may go whoever holds its lease by now. NEW moves on only under the same dispatch, as the
+# locked row has it; a task already claimed keeps its status, since a message can overtake this mark.
 _SETTLE = """
 WITH given AS (
     SELECT * FROM unnest($1::bigint[], $2::float8[]) AS g(id, hold_seconds)
@@ -53,12 +53,11 @@ WITH given AS (
     SELECT o.id, g.hold_seconds FROM given g JOIN outbox o ON o.id = g.id ORDER BY o.id FOR UPDATE OF o
 ), gone AS (
     DELETE FROM outbox o USING locked l WHERE o.id = l.id RETURNING o.task_id, o.dispatch, l.hold_seconds
-), marked AS (
-    SELECT t.id, max(g.hold_seconds) AS hold_seconds FROM gone g
-    JOIN tasks t ON t.id = g.task_id AND t.dispatch = g.dispatch WHERE t.status IN (0, 1) GROUP BY t.id
+), sent AS (
+    SELECT task_id, dispatch, max(hold_seconds) AS hold_seconds FROM gone GROUP BY task_id, dispatch
 ), held AS (
-    SELECT t.id, m.hold_seconds FROM marked m JOIN tasks t ON t.id = m.id WHERE t.status IN (0, 1)
-    ORDER BY t.id FOR NO KEY UPDATE OF t
+    SELECT t.id, s.hold_seconds FROM sent s JOIN tasks t ON t.id = s.task_id AND t.dispatch = s.dispatch
+    WHERE t.status IN (0, 1) ORDER BY t.id FOR NO KEY UPDATE OF t
 )
 UPDATE tasks t SET status = 1, queued_at = now() + make_interval(secs => h.hold_seconds)
 FROM held h WHERE t.id = h.id RETURNING 1

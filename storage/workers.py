@@ -20,9 +20,14 @@ WHERE w.dead_at IS NULL RETURNING 1
 
 _CLOSE = "DELETE FROM workers WHERE id = $1 RETURNING 1"
 
+# Locked in order of id: two janitors that met the rows in different order would deadlock. A row that is
+# locked belongs to a worker that is just beating, or to a janitor that declares it.
 _DECLARE_DEAD = """
-UPDATE workers SET dead_at = now()
-WHERE dead_at IS NULL AND last_seen < now() - make_interval(secs => $1::float8) RETURNING id
+WITH silent AS (
+    SELECT id FROM workers WHERE dead_at IS NULL AND last_seen < now() - make_interval(secs => $1::float8)
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE workers w SET dead_at = now() FROM silent s WHERE w.id = s.id RETURNING w.id
 """
 
 

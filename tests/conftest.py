@@ -1,8 +1,9 @@
 """Servers for every test that asks for one: started once, private, ended with the session.
 
-`postgres` and `rabbitmq` give a fresh database and a fresh vhost of the session's servers; a test that kills,
-pauses or stops a server starts its own with `own_postgres` and `own_rabbitmq`. TEST_POSTGRES_URL and
-TEST_RABBITMQ_URL name running servers to use instead; they are never stopped.
+`postgres` and `rabbitmq` give a fresh database and a fresh vhost of the session's servers, `ledger_database`
+gives a fresh database with our schema; a test that kills, pauses or stops a server starts its own with
+`own_postgres` and `own_rabbitmq`. TEST_POSTGRES_URL and TEST_RABBITMQ_URL name running servers to use
+instead; they are never stopped.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
+from tests.support.ledgers import migrated
 from tests.support.rabbitmq_node import SCRIPTS, RabbitmqNode, require_rabbitmq
 from tests.support.servers import PostgresServer, RabbitmqError, RunningRabbitmq, private_postgres
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from storage.database import Address
     from tests.support.servers import Database, OwnPostgres, RabbitmqServer, Vhost
 
 LOCAL = {"localhost", "127.0.0.1", "::1"}
@@ -41,6 +44,12 @@ async def postgres(postgres_server: PostgresServer) -> AsyncIterator[Database]:
     """A fresh database, dropped afterwards."""
     async with postgres_server.database() as database:
         yield database
+
+
+@pytest_asyncio.fixture
+async def ledger_database(postgres: Database) -> Address:
+    """A fresh database with our schema, dropped afterwards."""
+    return await migrated(postgres)
 
 
 @pytest_asyncio.fixture
