@@ -149,6 +149,8 @@ async def test_settle_lets_go_of_the_confirmed_and_keeps_the_rest() -> None:
     assert set(by_task) == {unsent.task_id, undeliverable.task_id}
     assert by_task[unsent.task_id].attempts == 0
     assert by_task[undeliverable.task_id].status is OutboxStatus.FAILED
+    await clock.advance(2)
+    assert unsent.reference in [row.reference for row in await ledger.outbox.poll(10, 30)]
     statuses = await ledger.tasks.statuses([row.task_id for row in (confirmed, unsent, undeliverable)])
     assert [status for _, status in statuses.values()] == [Status.PENDING, Status.NEW, Status.FAILED]
 

@@ -66,6 +66,7 @@ class TestRescue:
         rescue = Rescue(ledger.upkeep, ledger.workers, LEASE_SECONDS, clock)
         await clock.advance(LEASE_SECONDS)
         await ledger.workers.beat(beat(worker_id))
+        await clock.advance(5)
         original = ledger.upkeep.rescue
 
         async def faulty(most: int, lease_seconds: float) -> int:
@@ -115,6 +116,7 @@ class TestResend:
         async with MemoryBroker() as broker:
             resend = Resend(ledger.upkeep, broker, round_seconds=10)
             await resend(None)
+            await clock.advance(1)
             await resend(None)
             assert await ledger.outbox.poll(10, 30) == [], "it was queued within the round"
             await clock.advance(11)
@@ -172,7 +174,7 @@ class TestBury:
 
     async def bury_all(self, ledger: MemoryLedger, broker: MemoryBroker, letters: int) -> None:
         stop = asyncio.Event()
-        burying = flow(Receive(broker, DLQ)) | Bury(ledger.dead_letters)
+        burying = flow(Receive(broker, DLQ, prefetch=1)) | Bury(ledger.dead_letters)
         running = asyncio.create_task(burying.run(stop, 1.0))
 
         async def kept() -> bool:

@@ -113,8 +113,8 @@ class TestConsume:
                 await broker.publish([Message("tasks.high", encode(references))])
                 first = await consume.pull()
                 assert first is not None
-                await consume.quiesce()
                 await first.settle(None)
+                await consume.quiesce()
                 assert await consume.pull() is None
             depth = await broker.depth("tasks.high")
             assert depth is not None
