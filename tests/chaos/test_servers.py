@@ -92,6 +92,9 @@ async def test_a_killed_broker_loses_nothing(mortal: Mortal) -> None:
     await service.submit("work.do", {}, wait=20)
 
     async def crash() -> None:
+        # RabbitMQ 3.10 writes down within 5 s that a quorum queue exists; killed before, it has one for which
+        # it elects no leader. What this test is about are queues that have been there for longer.
+        await mortal.rabbitmq.evaluate("[ok = dets:sync(Table) || Table <- dets:all()].")
         mortal.rabbitmq.kill()
         await mortal.rabbitmq.start()
 
