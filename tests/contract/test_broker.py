@@ -290,15 +290,15 @@ async def test_a_cancelled_consumer_gets_no_more_and_can_still_settle(server: Se
         assert later.bodies == bodies(3, 2)
 
 
-@pytest.mark.parametrize(("kept", "cancel"), [(0, False), (58, True)])
+@pytest.mark.parametrize(("kept", "cancel"), [(0, False), (398, True)])
 async def test_closing_gives_back_what_is_unsettled_and_only_that(
     server: Server, kept: int, *, cancel: bool
 ) -> None:
     inbox, later = Inbox(), Inbox()
     async with server.connect() as broker:
-        await fill(broker, *range(60))
-        subscription = await broker.consume(WORK, 60, inbox)
-        held = [await inbox.take() for _ in range(60)]
+        await fill(broker, *range(400))
+        subscription = await broker.consume(WORK, 400, inbox)
+        held = [await inbox.take() for _ in range(400)]
         if cancel:
             await subscription.cancel()
         for delivery in held[:kept] + held[kept + 2 :]:
@@ -309,7 +309,7 @@ async def test_closing_gives_back_what_is_unsettled_and_only_that(
 
     async with server.connect() as broker:
         await depth_becomes(broker, WORK, 2)
-        await broker.consume(WORK, 60, later)
+        await broker.consume(WORK, 400, later)
         again = [await later.take() for _ in range(2)]
         assert [delivery.body for delivery in again] == bodies(kept, kept + 1)
         assert [delivery.headers["x-delivery-count"] for delivery in again] == [1, 1]

@@ -219,7 +219,7 @@ def _own_name_resolves() -> bool:
 def _free_ports(number: int) -> list[int]:
     free: list[int] = []
     while len(free) < number:
-        port = random.choice(PORTS)  # noqa: S311 - no secret
+        port = random.choice(PORTS)
         with socket.socket() as probe, suppress(OSError):
             probe.bind((HOST, port))
             free.append(port)

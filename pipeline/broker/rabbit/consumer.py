@@ -53,7 +53,6 @@ class RabbitSubscription:
         await asyncio.wait({self._keeper})
         session = self._session
         if session is not None and session.consumer_tag is not None:
-            session.flush()
             with suppress(BrokerUnavailable):
                 async with calling(CLOSE_SECONDS):
                     await session.underlay.basic_cancel(session.consumer_tag)

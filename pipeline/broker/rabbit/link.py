@@ -12,6 +12,7 @@ import structlog
 from aiormq.exceptions import AMQPError
 
 from pipeline.broker import BrokerUnavailable
+from pipeline.broker.rabbit.transport import AbortableConnection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,7 +25,7 @@ log = structlog.get_logger()
 
 HEARTBEAT_SECONDS = 30
 CONNECT_SECONDS = 10.0
-CLOSE_SECONDS = 3.0
+CLOSE_SECONDS = 2.0
 LONGEST_BACKOFF_SECONDS = 5.0
 BLOCKED_POLL_SECONDS = 0.5
 REMINDER_SECONDS = 60.0
@@ -145,6 +146,7 @@ class Link:
         """Give a connection up that no longer answers, without waiting for its heartbeat to fail."""
         if connection is self._connection:
             self._trouble = trouble
+            self._withdraw()
             self._dropped.set()
 
     async def close(self) -> None:
@@ -162,19 +164,22 @@ class Link:
             try:
                 await self._hold(connection)
             finally:
-                self._connection = None
-                self._up.clear()
+                self._withdraw()
                 self._shut(connection)
             log.warning("broker connection lost", connection=self._name, error=self._trouble)
             await asyncio.sleep(backoff_seconds(0))
 
-    async def _hold(self, connection: AbstractConnection) -> None:
+    def _withdraw(self) -> None:
+        self._connection = None
+        self._up.clear()
+
+    async def _hold(self, connection: AbortableConnection) -> None:
         """Offer the connection until it is lost or dropped."""
         if connection.transport is None:
             return
         closing = connection.transport.connection.closing
-        dropped = asyncio.ensure_future(self._dropped.wait())
         self._dropped.clear()
+        dropped = asyncio.ensure_future(self._dropped.wait())
         self._connection = connection
         self._up.set()
         self._tried.set()
@@ -187,7 +192,7 @@ class Link:
             dropped.cancel()
             closing.cancel()
 
-    async def _connect(self) -> AbstractConnection:
+    async def _connect(self) -> AbortableConnection:
         """Try until it works; tell of the first failure, of each new kind, and now and then."""
         loop = asyncio.get_running_loop()
         failures, told, told_at = 0, "", 0.0
@@ -195,7 +200,9 @@ class Link:
             try:
                 async with calling(CONNECT_SECONDS):
                     return await aio_pika.connect(
-                        self._url, client_properties={"connection_name": self._name}
+                        self._url,
+                        client_properties={"connection_name": self._name},
+                        connection_class=AbortableConnection,
                     )
             except Exception as error:  # noqa: BLE001 - whatever keeps us away, a process that lives tries again
                 self._trouble = str(error)
@@ -210,17 +217,20 @@ class Link:
     def _server(self) -> str:
         return str(self._url.with_password(None).with_query(None))
 
-    def _shut(self, connection: AbstractConnection) -> None:
+    def _shut(self, connection: AbortableConnection) -> None:
         task = asyncio.create_task(_shut(connection))
         self._shutting.add(task)
         task.add_done_callback(self._shutting.discard)
 
 
-async def _shut(connection: AbstractConnection) -> None:
-    """Close a connection; towards a peer that does not read, aiormq's own bound is minutes."""
+async def _shut(connection: AbortableConnection) -> None:
+    """Close a connection, and end it where the broker does not answer."""
+    closing = asyncio.ensure_future(connection.close())
+    await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+    connection.abort()
     with suppress(BrokerUnavailable):
         async with calling(CLOSE_SECONDS):
-            await connection.close()
+            await closing
 
 
 def _text(error: BaseException | None) -> str:
