@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import pytest_asyncio
 
 from storage.ledger import PostgresLedger
@@ -155,6 +156,19 @@ async def test_a_run_released_by_its_worker_is_not_released_when_it_has_ended(ra
     )
 
     assert (await race.task()).status is Status.COMPLETED
+
+
+@pytest.mark.xfail(reason="record answers by task, not by dispatch, in storage/runs.py", strict=True)
+async def test_verdicts_of_two_dispatches_in_one_group_are_answered_apart(race: Race) -> None:
+    await race.send()
+    claim = race.ledger.runs.claim
+    [old] = await claim(race.references[1:], race.worker_id, KINDS)
+    await race.ledger.runs.release([old.reference], race.worker_id)
+    [new] = await claim([Reference(old.task_id, 2)], race.worker_id, KINDS)
+
+    recorded = await race.ledger.runs.record([done(old), done(new)])
+
+    assert recorded == [Recorded(None), Recorded(Status.COMPLETED)]
 
 
 async def test_a_worker_that_is_just_beating_is_not_declared_dead(
