@@ -71,7 +71,8 @@ UPDATE outbox o SET leased_until = NULL, available_at = now() + make_interval(se
 FROM locked l WHERE o.id = l.id RETURNING 1
 """
 
-_RETURNED = """
+_RETURNED = (
+    """
 WITH locked AS (
     SELECT id FROM outbox WHERE id = ANY($1::bigint[]) AND status = 0 ORDER BY id FOR NO KEY UPDATE
 ), counted AS (
@@ -87,7 +88,10 @@ WITH locked AS (
            'undeliverable' AS reason, 'Undeliverable' AS error_type, $2 AS error_message
     FROM given_up g JOIN tasks t ON t.id = g.task_id AND t.dispatch = g.dispatch WHERE t.status IN (0, 1)
     ORDER BY t.id FOR NO KEY UPDATE OF t
-)""" + ENDING.replace("SELECT id, status FROM moved", "SELECT c.id FROM counted c WHERE c.status = 1")
+)"""
+    + ENDING
+    + "SELECT c.id FROM counted c WHERE c.status = 1"
+)
 
 _COLUMNS = """o.id, o.task_id, o.dispatch, o.priority, o.route, o.attempts, o.status, o.error, o.available_at,
     o.created_at"""

@@ -19,7 +19,7 @@ from storage.model import (
     Status,
 )
 from storage.signals import DONE, OUTBOX
-from storage.transitions import ENDING
+from storage.transitions import ENDED, ENDING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +73,7 @@ WITH given AS (
     ORDER BY t.id FOR NO KEY UPDATE OF t
 )"""
     + ENDING
+    + ENDED
 )
 
 _RELEASE = (
@@ -88,6 +89,7 @@ WITH given AS (
     ORDER BY t.id FOR NO KEY UPDATE OF t
 )"""
     + ENDING
+    + ENDED
 )
 
 _HAND_BACK = """
@@ -121,9 +123,9 @@ class PostgresRuns:
         """Write verdicts with everything that follows from them; a stale dispatch changes nothing."""
         rows = [_ending(verdict) for verdict in verdicts]
         moved = await self._database.fetch(_RECORD, [list(column) for column in zip(*rows, strict=True)])
-        statuses = {UUID(task_id): Status(status) for task_id, status in moved}
+        statuses = {Reference(UUID(row[0]), row[1]): Status(row[2]) for row in moved}
         self._wake(set(statuses.values()))
-        return [Recorded(statuses.get(verdict.run.task_id)) for verdict in verdicts]
+        return [Recorded(statuses.get(verdict.run.reference)) for verdict in verdicts]
 
     async def hand_back(self, references: Sequence[Reference], delay_seconds: float) -> None:
         """Give references that still wait back through the outbox, same dispatch."""
@@ -141,7 +143,7 @@ class PostgresRuns:
     async def release(self, references: Sequence[Reference], worker_id: UUID) -> None:
         """Dispatch again what the database counts as this worker's and the worker does not hold."""
         moved = await self._database.fetch(_RELEASE, [*_columns(references), worker_id])
-        self._wake({Status(status) for _, status in moved})
+        self._wake({Status(status) for _, _, status in moved})
 
     def _wake(self, statuses: set[Status]) -> None:
         if Status.PENDING in statuses or Status.FAILED in statuses:

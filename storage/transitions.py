@@ -50,5 +50,7 @@ ENDING = """
     SELECT tenant, id, dispatch, kind, attempt, losses, replay, reason, errors FROM moved WHERE status = 4
     ON CONFLICT (task_id, dispatch) DO NOTHING
 )
-SELECT id, status FROM moved
 """
+
+ENDED = "SELECT id, dispatch - CASE WHEN status = 1 THEN 1 ELSE 0 END, status FROM moved"
+"""Goes behind ENDING: each task that moved, the dispatch that ended, and the status it led to."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from storage.model import Priority, Status
 from storage.signals import DONE, OUTBOX
-from storage.transitions import ENDING
+from storage.transitions import ENDED, ENDING
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -41,6 +41,7 @@ WITH lost AS MATERIALIZED (
     ORDER BY t.id LIMIT $1 FOR NO KEY UPDATE OF t SKIP LOCKED
 )"""
     + ENDING
+    + ENDED
 )
 
 _CLAIMED_THROUGH = """
@@ -125,7 +126,7 @@ class PostgresUpkeep:
         moved = await self._database.fetch(_RESCUE, [most, lease_seconds, MOST_LOSSES])
         if moved:
             self._signals.notify(OUTBOX)
-        if any(status >= Status.COMPLETED for _, status in moved):
+        if any(status >= Status.COMPLETED for _, _, status in moved):
             self._signals.notify(DONE)
         return len(moved)
 

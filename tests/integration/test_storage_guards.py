@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import pytest_asyncio
 
 from storage.ledger import PostgresLedger
@@ -158,7 +157,6 @@ async def test_a_run_released_by_its_worker_is_not_released_when_it_has_ended(ra
     assert (await race.task()).status is Status.COMPLETED
 
 
-@pytest.mark.xfail(reason="record answers by task, not by dispatch, in storage/runs.py", strict=True)
 async def test_verdicts_of_two_dispatches_in_one_group_are_answered_apart(race: Race) -> None:
     await race.send()
     claim = race.ledger.runs.claim
