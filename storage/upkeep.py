@@ -90,13 +90,12 @@ DELETE FROM tasks WHERE id IN (SELECT id FROM old) RETURNING 1
 """
 
 # Without SKIP LOCKED two janitors deadlock: how many rows are asked for decides the plan, and so their order.
+# By ctid, since a join may read all keys; a key that is locked stays where it is.
 _PRUNE_REST = """
-WITH expired AS MATERIALIZED (
-    SELECT tenant, key FROM idempotency_keys
-    WHERE created_at < now() - make_interval(secs => $1::float8)
-    ORDER BY created_at LIMIT $2::int FOR UPDATE SKIP LOCKED
-), keys AS (
-    DELETE FROM idempotency_keys k USING expired e WHERE k.tenant = e.tenant AND k.key = e.key
+WITH keys AS (
+    DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM idempotency_keys WHERE created_at < now() - make_interval(secs => $1::float8)
+        ORDER BY created_at LIMIT $2::int FOR UPDATE SKIP LOCKED))
 )
 DELETE FROM workers WHERE dead_at < now() - interval '1 day' RETURNING 1
 """
