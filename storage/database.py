@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -107,7 +107,13 @@ class Database:
     async def script(self, sql: str) -> None:
         """Run several statements, as migrations do, in the order given and in one transaction."""
         async with self._connection() as connection:
-            await self._finish(connection.execute_batch(f"BEGIN;\n{sql}\n;COMMIT;"))
+            try:
+                await self._finish(connection.execute_batch(f"BEGIN;\n{sql}\n;COMMIT;"))
+            except Error:
+                # The transaction stays open and aborted on this connection; one that is lost has none.
+                with suppress(Error):
+                    await self._finish(connection.execute_batch("ROLLBACK"))
+                raise
 
     async def close(self) -> None:
         """Wait for what runs, then disconnect.

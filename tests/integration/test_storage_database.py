@@ -143,7 +143,6 @@ async def test_a_cancelled_call_leaves_no_transaction_and_no_answer_to_the_next(
     await eventually(lambda: _counts(watch, BACKENDS, 1))
 
 
-@open_in_database
 @pytest.mark.parametrize(
     "broken", ["SELECT 1 FROM missing", "CREATE TABLE n (x int NOT NULL); INSERT INTO n VALUES (NULL)"]
 )
