@@ -129,8 +129,11 @@ class Flow(Generic[T, Out]):
         async with self.source, asyncio.TaskGroup() as group:
             quiescing = group.create_task(self._quiesce_after(stop))
             while True:
-                await places.acquire()
-                parcel = await self._pull()
+                # Items that wait for a database that is away keep their places; that must not keep us.
+                await unless(stop, places.acquire())
+                if stop.is_set():
+                    break
+                parcel = await self._pull(stop)
                 if parcel is None:
                     break
                 task = group.create_task(self._carry(parcel))
@@ -156,15 +159,19 @@ class Flow(Generic[T, Out]):
         await stop.wait()
         await self.source.quiesce()
 
-    async def _pull(self) -> Parcel[T] | None:
+    async def _pull(self, stop: asyncio.Event) -> Parcel[T] | None:
         """Pull, however long the origin is away: a process that lives needs no restart."""
         delay_seconds = 0.1
         while True:
             try:
                 return await self.source.pull()
-            except Exception as error:  # noqa: BLE001 - whatever the origin suffers from, it is asked again
-                log.warning("source failed, asking again", source=_name(self.source), error=str(error))
-            await asyncio.sleep(delay_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            except (Exception, asyncio.CancelledError) as error:
+                if _cancelled():
+                    raise
+                log.warning("source failed, asking again", source=_name(self.source), error=_text(error))
+            await unless(stop, asyncio.sleep(delay_seconds * random.uniform(0.5, 1.0)))  # noqa: S311 - jitter
+            if stop.is_set():
+                return None
             delay_seconds = min(delay_seconds * 2, LONGEST_BACKOFF_SECONDS)
 
     async def _carry(self, parcel: Parcel[T]) -> None:
@@ -173,9 +180,12 @@ class Flow(Generic[T, Out]):
             item: Any = parcel.body
             for step in self.steps:
                 item = await step(item)
-        except Exception as error:  # noqa: BLE001 - broken plumbing or a bug: the origin still has the item
+        except (Exception, asyncio.CancelledError) as error:
+            if _cancelled():
+                raise
+            # Broken plumbing or a bug: the origin still has the item.
             failure = error
-            log.warning("given back", source=_name(self.source), error=f"{type(error).__name__}: {error}")
+            log.warning("given back", source=_name(self.source), error=_text(error))
         try:
             await asyncio.shield(parcel.settle(failure))
         except Exception:
@@ -199,5 +209,15 @@ async def unless(stop: asyncio.Event, waiting: Coroutine[Any, Any, object]) -> N
         task.result()
 
 
+def _cancelled() -> bool:
+    """Tell a cancellation of this task from a CancelledError that drivers throw at whom they let down."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def _name(thing: object) -> str:
     return type(thing).__name__
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
