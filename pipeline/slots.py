@@ -29,6 +29,7 @@ class _Held:
     def __init__(self) -> None:
         self.running: asyncio.Task[None] | None = None
         self.stop: Stop | None = None
+        self.ended = False
 
 
 class Slots:
@@ -74,12 +75,17 @@ class Slots:
             self.claimed_through[run.priority] = max(newest or run.queued_at, run.queued_at)
 
     def stop(self, reference: Reference, why: Stop) -> None:
-        """End one run early; the first reason stands."""
+        """End one run early, unless its handler has ended anyway; the first reason stands."""
         held = self._held.get(reference)
-        if held is None or held.running is None or held.stop is not None:
+        if held is None or held.running is None or held.ended or held.stop is not None:
             return
         held.stop = why
         held.running.cancel()
+
+    def ended(self, reference: Reference) -> None:
+        """Note that a handler has ended: what is under way from here on, its verdict, must get through."""
+        if held := self._held.get(reference):
+            held.ended = True
 
     def stop_all(self, why: Stop) -> None:
         """End every run early."""

@@ -57,38 +57,50 @@ class Execute(Stage[Run, Outcome]):
     counts, and its thread, if it has one, may overlap the next run of the task.
     """
 
-    def __init__(self, handlers: Mapping[str, Handler[..., Any]], runners: Runners, slots: Slots) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler[..., Any]],
+        runners: Runners,
+        slots: Slots,
+        unwind_seconds: float = UNWIND_SECONDS,
+    ) -> None:
         self._handlers = handlers
         self._runners = runners
         self._slots = slots
+        self._unwind_seconds = unwind_seconds
 
     async def __call__(self, run: Run) -> Outcome:
         """Run one claimed task."""
+        outcome = await self._run(run)
+        self._slots.ended(run.reference)
+        return outcome
+
+    async def _run(self, run: Run) -> Outcome:
         alone = run.losses >= LOSSES_UNTIL_ALONE
         call = self._runners.run(self._handlers[run.kind], run.payload, Context.of(run), alone=alone)
         running = asyncio.ensure_future(call)
         try:
             done, _ = await asyncio.wait({running}, timeout=run.timeout_seconds)
+            if not done:
+                await self._unwind(run, running)
         except asyncio.CancelledError:
             return await self._stopped(run, running)
         if done:
             return _judge(run, running)
-        await _unwind(run, running)
         failure = Failure("TimeoutError", f"not done after {run.timeout_seconds:g} s", Reason.TIMEOUT)
         return Failed(run, failure)
 
     async def _stopped(self, run: Run, running: asyncio.Future[str]) -> Outcome:
-        await _unwind(run, running)
+        await self._unwind(run, running)
         if running.done() and not running.cancelled() and running.exception() is None:
             return Done(run, running.result())
         return Cancelled(run) if self._slots.why(run.reference) is Stop.CANCELLED else Interrupted(run)
 
-
-async def _unwind(run: Run, running: asyncio.Future[str]) -> None:
-    running.cancel()
-    done, _ = await asyncio.wait({running}, timeout=UNWIND_SECONDS)
-    if not done:
-        log.warning("handler ignores its cancellation", task_id=str(run.task_id), kind=run.kind)
+    async def _unwind(self, run: Run, running: asyncio.Future[str]) -> None:
+        running.cancel()
+        done, _ = await asyncio.wait({running}, timeout=self._unwind_seconds)
+        if not done:
+            log.warning("handler ignores its cancellation", task_id=str(run.task_id), kind=run.kind)
 
 
 def _judge(run: Run, running: asyncio.Future[str]) -> Outcome:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import structlog
 
 from pipeline.flow import Stage
-from storage.errors import Refused
+from storage.errors import LockTimeout, Refused
 from storage.group_commit import GroupCommit
 from storage.model import Dead, Done, Failure, Reason, Recorded, Retry, Verdict
 
@@ -24,18 +25,29 @@ class Record(Stage[Verdict, Recorded]):
     """
 
     def __init__(self, runs: Runs) -> None:
-        self._commit: GroupCommit[Verdict, Recorded] = GroupCommit(runs.record)
+        # What waits here is bounded by the slots: a verdict turned away would be a run done in vain.
+        self._commit: GroupCommit[Verdict, Recorded] = GroupCommit(
+            runs.record, waiting_items=sys.maxsize, waiting_bytes=sys.maxsize
+        )
 
     async def __call__(self, verdict: Verdict) -> Recorded:
         """Record one verdict."""
         try:
-            recorded = await self._commit.add(verdict, _size_bytes(verdict))
+            recorded = await self._write(verdict)
         except Refused as error:
             message = f"the database refuses the {type(verdict).__name__.lower()} verdict: {error}"[:500]
             verdict = Dead(verdict.run, Failure("ResultUnstorable", message, Reason.RESULT_UNSTORABLE))
-            recorded = await self._commit.add(verdict)
+            recorded = await self._write(verdict)
         _tell(verdict, recorded)
         return recorded
+
+    async def _write(self, verdict: Verdict) -> Recorded:
+        while True:
+            try:
+                return await self._commit.add(verdict, _size_bytes(verdict))
+            except LockTimeout as error:
+                # The run is over, and its verdict has nowhere else to go. The database itself has waited.
+                log.warning("verdict repeated", task_id=str(verdict.run.task_id), error=str(error))
 
 
 def _size_bytes(verdict: Verdict) -> int:
