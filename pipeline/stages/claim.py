@@ -10,7 +10,7 @@ import structlog
 from pipeline.clock import MonotonicClock
 from pipeline.flow import Stage
 from pipeline.stages.consume import Wave
-from storage.errors import OutcomeUnknown, Unavailable
+from storage.errors import LockTimeout, OutcomeUnknown, Unavailable
 from storage.model import Run
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ class Claim(Stage[Wave, Claimed]):
         """Claim under this worker's id, once the database has lately heard from it."""
         worker_id = await self._duty.begin()
         runs = await self._claim(wave.references, worker_id)
-        if worker_id != self._duty.worker_id:
-            # Declared dead while the answer was on its way: the janitor dispatches these again.
+        # The answer may have taken long: nothing starts before the database is known to count on this worker.
+        if worker_id != await self._duty.begin():
+            # Declared dead meanwhile: the janitor dispatches these again.
             runs = []
         claimed = {run.reference for run in runs}
         for reference in wave.references:
@@ -68,7 +69,7 @@ class Claim(Stage[Wave, Claimed]):
         while True:
             try:
                 return await self._runs.claim(references, worker_id, self._kinds)
-            except (Unavailable, OutcomeUnknown) as error:
+            except (Unavailable, OutcomeUnknown, LockTimeout) as error:
                 log.warning("claim repeated", references=len(references), error=str(error))
             await self._clock.sleep(delay_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             delay_seconds = min(delay_seconds * 2, LONGEST_BACKOFF_SECONDS)
