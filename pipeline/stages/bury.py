@@ -8,23 +8,29 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
+from pipeline.clock import MonotonicClock
 from pipeline.flow import Parcel, Stage, unless
 from pipeline.references import Undecodable, decode
+from storage.errors import LockTimeout, OutcomeUnknown, Unavailable
 
 if TYPE_CHECKING:
     from pipeline.broker import Broker, Delivery, Subscription
+    from pipeline.clock import Clock
     from pipeline.ports import DeadLetters
 
 log = structlog.get_logger()
+
+AGAIN_SECONDS = 1.0
 
 
 class Receive:
     """Pulls the messages of one queue, whole; each is acked when its flow has carried it through."""
 
-    def __init__(self, broker: Broker, queue: str, prefetch: int = 16) -> None:
+    def __init__(self, broker: Broker, queue: str, prefetch: int = 16, clock: Clock | None = None) -> None:
         self._broker = broker
         self._queue = queue
         self._prefetch = prefetch
+        self._clock = clock or MonotonicClock()
         self._received: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -46,10 +52,21 @@ class Receive:
         """Wait for a message; None once it is stopping."""
         while not self._stopping.is_set():
             if self._received:
-                return _parcel(self._received.popleft())
+                return self._parcel(self._received.popleft())
             self._arrived.clear()
             await unless(self._stopping, self._arrived.wait())
         return None
+
+    def _parcel(self, delivery: Delivery) -> Parcel[Delivery]:
+        async def settle(failure: BaseException | None) -> None:
+            if failure is None:
+                await delivery.ack()
+            else:
+                # Kept in hand for a moment: a nack at once would come straight back, and raise its count.
+                await unless(self._stopping, self._clock.sleep(AGAIN_SECONDS))
+                await delivery.nack()
+
+        return Parcel(delivery, settle)
 
     async def quiesce(self) -> None:
         """Take no more and give back what was not pulled."""
@@ -59,30 +76,29 @@ class Receive:
             await self._received.popleft().nack()
 
 
-def _parcel(delivery: Delivery) -> Parcel[Delivery]:
-    async def settle(failure: BaseException | None) -> None:
-        if failure is None:
-            await delivery.ack()
-        else:
-            # Kept in hand for a moment: a nack at once would come straight back, and raise its count.
-            await asyncio.sleep(1.0)
-            await delivery.nack()
-
-    return Parcel(delivery, settle)
-
-
 class Bury(Stage["Delivery", None]):
     """Decides over a message of the DLQ by the database, never by its headers.
 
     FAILED under that dispatch is kept; NEW or PENDING is sent again, since a message over the delivery
     limit takes live references with it; what nobody can decode is kept as raw bytes.
+    While the database is away it asks again and keeps the message: RabbitMQ 4 counts every return, and
+    drops a message of the DLQ after 20.
     """
 
-    def __init__(self, dead_letters: DeadLetters) -> None:
+    def __init__(self, dead_letters: DeadLetters, clock: Clock | None = None) -> None:
         self._dead_letters = dead_letters
+        self._clock = clock or MonotonicClock()
 
     async def __call__(self, delivery: Delivery) -> None:
-        """Bury one message."""
+        """Bury one message, as often as it takes."""
+        while True:
+            try:
+                return await self._bury(delivery)
+            except (Unavailable, OutcomeUnknown, LockTimeout) as error:
+                log.warning("burial repeated", error=str(error))
+            await self._clock.sleep(AGAIN_SECONDS)
+
+    async def _bury(self, delivery: Delivery) -> None:
         try:
             references = decode(delivery.body)
         except Undecodable as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import structlog
 
@@ -16,7 +16,7 @@ from pipeline.references import Undecodable, decode
 from storage.model import Priority, Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from pipeline.broker import Broker, Delivery, Subscription
     from pipeline.clock import Clock
@@ -30,6 +30,7 @@ SHARES = {Priority.HIGH: 6, Priority.MEDIUM: 3, Priority.LOW: 1}
 
 HAND_BACK_AFTER_SECONDS = 5.0
 HAND_BACK_DELAY_SECONDS = 5.0
+GIVE_BACK_SECONDS = 1.0
 
 
 class _Message:
@@ -92,7 +93,7 @@ class Consume:
         self._shares = {queue: SHARES[parse(queue).priority or Priority.LOW] for queue in queues}
         self._credit = dict.fromkeys(queues, 0)
         self._subscriptions: list[Subscription] = []
-        self._rejecting: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
 
     @property
@@ -108,22 +109,27 @@ class Consume:
 
     async def __aexit__(self, *exc: object) -> None:
         """Nothing is left: quiesce has given back what was not pulled, the flow has settled the rest."""
-        if self._rejecting:
-            await asyncio.wait(self._rejecting, timeout=1.0)
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=1.0)
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
             references = decode(delivery.body)
         except Undecodable as error:
             log.warning("undecodable message moved to the DLQ", queue=delivery.queue, error=str(error))
-            rejecting = asyncio.ensure_future(delivery.reject())
-            self._rejecting.add(rejecting)
-            rejecting.add_done_callback(self._rejecting.discard)
+            self._settle_soon(delivery.reject())
             return
+        if not references:
+            self._settle_soon(delivery.ack())
         message = _Message(delivery, len(references))
         now = self._clock.now()
         self._waiting[delivery.queue].extend(_Waiting(reference, message, now) for reference in references)
         self._slots.released.set()
+
+    def _settle_soon(self, settling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(settling)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
 
     async def pull(self) -> Parcel[Wave] | None:
         """Wait for references and free slots; None once the worker is stopping."""
@@ -167,6 +173,9 @@ class Consume:
 
     def _wave(self, taken: list[_Waiting]) -> Wave:
         async def settle(failure: BaseException | None) -> None:
+            if failure is not None:
+                # Given back at once it would come straight back, until the delivery limit ends it.
+                await unless(self._stopping, self._clock.sleep(GIVE_BACK_SECONDS))
             for waiting in taken:
                 if failure is None:
                     await waiting.message.close()
@@ -185,8 +194,10 @@ class Consume:
             if not late:
                 continue
             await self._runs.hand_back([held.reference for held in late], HAND_BACK_DELAY_SECONDS)
-            for _ in late:
-                await waiting.popleft().message.close()
+            for held in late:
+                # A drain may have given it back while the database took its time.
+                if waiting and waiting[0] is held:
+                    await waiting.popleft().message.close()
             log.info("handed back, no slot was free", queue=queue, references=len(late))
 
     async def quiesce(self) -> None:
