@@ -63,8 +63,10 @@ class Publish(Stage[list[OutboxRow], Published]):
         published = Published()
         returned = await self._send(await self._packs(rows), published)
         if returned:
-            declared = [pack for pack in returned if await self._declare(pack, published)]
-            for pack in await self._send(declared, published):
+            routes = {pack[0].route for pack in returned}
+            declared = {route for route in routes if await self._declare(route)}
+            again = await self._send([pack for pack in returned if pack[0].route in declared], published)
+            for pack in [*again, *(pack for pack in returned if pack[0].route not in declared)]:
                 published.undeliverable.extend(pack)
         return published
 
@@ -106,11 +108,14 @@ class Publish(Stage[list[OutboxRow], Published]):
                     published.unsent.extend(pack)
         return returned
 
-    async def _declare(self, pack: list[OutboxRow], published: Published) -> bool:
+    async def _declare(self, route: str) -> bool:
+        """Declare a route; False where there can be no such queue."""
         try:
-            await self._broker.declare(pack[0].route)
-        except (UnknownRoute, QueueMismatch) as error:
-            log.warning("route cannot be declared", route=pack[0].route, error=str(error))
-            published.undeliverable.extend(pack)
+            await self._broker.declare(route)
+        except UnknownRoute as error:
+            log.warning("route cannot be declared", route=route, error=str(error))
             return False
+        except QueueMismatch as error:
+            # All that could be declared is: whether the route takes messages, the second sending shows.
+            log.warning("queue is not as declared", route=route, error=str(error))
         return True
