@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import structlog
 
-from storage.errors import Closed, OutcomeUnknown, Overloaded, Refused, Unavailable
+from storage.errors import Closed, OutcomeUnknown, Overloaded, Refused, StorageError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -106,6 +106,8 @@ class GroupCommit(Generic[Item, Answer]):
     async def _write_group(self, group: list[_Waiting[Item, Answer]]) -> None:
         try:
             answers = await self._write_until_known([waiting.item for waiting in group])
+            if len(answers) != len(group):
+                raise StorageError(f"{len(answers)} answers to {len(group)} writes")  # noqa: TRY301 - told below
         except Refused as error:
             if len(group) == 1:
                 self._answer(group, error)
