@@ -184,16 +184,17 @@ class Database:
             running.exception()
 
 
+# The first three are looked for at the beginning, where PostgreSQL quotes nothing that a caller wrote.
+_LOCKED = re.compile(r"canceling statement due to lock timeout|could not obtain lock")
+_ROLLED_BACK = re.compile(
+    r"canceling statement|deadlock detected|could not serialize|could not extend|could not .* No space left"
+    r"|out of (shared )?memory|cannot execute .* in a read-only transaction|cached plan must not change"
+)
+_SCHEMA = re.compile(r"(relation|column|function) .* does not exist")
 _REFUSED = re.compile(
     r"invalid byte sequence|unsupported Unicode escape|invalid input syntax|value too long|out of range"
     r"|violates|too (long|large|big)|incorrect binary data|cannot be converted|not in select list|exceeds"
-    r"|Unicode (low|high) surrogate|invalid memory alloc request|index row size",
-)
-_LOCKED = re.compile(r"lock timeout|could not obtain lock")
-_SCHEMA = re.compile(r"(relation|column|function) .* does not exist")
-_ROLLED_BACK = re.compile(
-    r"statement timeout|deadlock detected|could not serialize|No space left|could not extend|out of memory"
-    r"|out of shared memory|read-only transaction|cached plan must not change|canceling statement"
+    r"|invalid memory alloc request|index row",
 )
 
 
@@ -222,12 +223,13 @@ def _from_driver(text: str) -> StorageError:
 
 
 def _answered(text: str) -> StorageError:
-    if _LOCKED.search(text):
+    message, _, _ = text.partition("\n")  # DETAIL may quote the whole row
+    if _LOCKED.match(message):
         return LockTimeout(text)
-    if _ROLLED_BACK.search(text):
+    if _ROLLED_BACK.match(message):
         return Unavailable(text)
-    if _SCHEMA.search(text):
+    if _SCHEMA.match(message):
         return SchemaMismatch(f"{text}; `baton migrate` brings the schema up to date")
-    if _REFUSED.search(text):
+    if _REFUSED.search(message):
         return Refused(text)
     return StorageError(text)
