@@ -17,7 +17,7 @@ from pipeline.handlers.registry import load
 from pipeline.handlers.runners import Runners
 from pipeline.settings import Role
 from pipeline.slots import Slots
-from storage.errors import OutcomeUnknown, Unavailable
+from storage.errors import OutcomeUnknown, StorageError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -131,7 +131,15 @@ async def _worker(settings: Settings, ports: Ports, handlers: Handlers, stop: as
             finally:
                 drained.set()
     if not slots.held:
+        await _sign_off(ports, duty)
+
+
+async def _sign_off(ports: Ports, duty: Duty) -> None:
+    """Close the worker's row; where that fails it is declared dead after a lease, and held nothing."""
+    try:
         await ports.ledger.workers.close(duty.worker_id)
+    except StorageError as error:
+        log.warning("worker not signed off", worker_id=str(duty.worker_id), error=str(error))
 
 
 async def _gateway(
