@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from storage.errors import Closed, OutcomeUnknown, Overloaded, Refused, Unavailable
+from storage.errors import (
+    Closed,
+    LockTimeout,
+    OutcomeUnknown,
+    Overloaded,
+    Refused,
+    StorageError,
+    Unavailable,
+)
 from storage.group_commit import GroupCommit
 from tests.support.waiting import eventually
 
@@ -145,3 +153,51 @@ async def test_close_after_the_grace_answers_every_waiter_even_in_the_middle_of_
     async with asyncio.timeout(2):
         answers = [*await waiting, *await asyncio.gather(late, return_exceptions=True)]
     assert [type(answer) for answer in answers] == [Closed] * 5
+
+
+async def test_close_answers_every_waiter_while_the_second_half_is_written() -> None:
+    second_half = asyncio.Event()
+
+    async def write(items: Sequence[int]) -> list[int]:
+        if 13 in items and len(items) > 1:
+            raise Refused("somebody")
+        if 13 in items:
+            second_half.set()
+            await asyncio.Event().wait()
+        return list(items)
+
+    commit = GroupCommit(write)
+    waiting = asyncio.create_task(add_all(commit, [1, 2, 13, 4]))
+    await second_half.wait()
+    await commit.close(0.0)
+    async with asyncio.timeout(2):
+        first, second, guilty, last = await waiting
+    assert (first, second, type(guilty), type(last)) == (1, 2, Closed, Closed)
+    assert commit.waiting == 0
+
+
+async def test_an_unknown_outcome_of_a_half_is_repeated_as_that_half() -> None:
+    writer = Writer()
+    writer.failures = [Refused("somebody"), OutcomeUnknown("lost")]
+    assert await add_all(GroupCommit(writer), [1, 2, 3, 4]) == [2, 4, 6, 8]
+    assert writer.groups == [[1, 2, 3, 4], [1, 2], [1, 2], [3, 4]]
+
+
+async def test_any_other_failure_reaches_every_waiter_of_the_group_and_no_other() -> None:
+    writer = Writer()
+    writer.failures = [LockTimeout("locked")]
+    commit = GroupCommit(writer, most_items=2)
+    answers = await add_all(commit, [1, 2, 3])
+    assert [type(answer) for answer in answers] == [LockTimeout, LockTimeout, int]
+
+
+@pytest.mark.parametrize("answers", [[], [1], [1, 2, 3]])
+async def test_a_write_that_gives_too_few_or_too_many_answers_leaves_nobody_waiting(
+    answers: list[int],
+) -> None:
+    async def write(_items: Sequence[int]) -> list[int]:
+        return answers
+
+    async with asyncio.timeout(2):
+        told = await add_all(GroupCommit(write), [1, 2])
+    assert [type(answer) for answer in told] == [StorageError, StorageError]

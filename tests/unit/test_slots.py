@@ -1,13 +1,11 @@
-"""A worker's book: slots, and whether it may start handlers."""
+"""A worker's book: what it holds, and what of it may still be stopped."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from pipeline.duty import Duty
 from pipeline.slots import Slots, Stop
-from pipeline.testing import ManualClock
 from storage.model import Priority
 from tests.support.builders import run
 
@@ -69,27 +67,15 @@ async def test_how_far_a_queue_was_claimed_never_goes_back() -> None:
     assert slots.newest() == (NOON + timedelta(minutes=5), None, None)
 
 
-async def test_a_worker_counts_half_a_lease_from_when_its_heartbeat_was_sent() -> None:
-    clock = ManualClock()
-    duty = Duty(clock, lease_seconds=30)
-    assert not duty.fresh
-    sent_at = clock.now()
-    await clock.advance(5)
-    duty.heard(sent_at)
-    await clock.advance(9.9)
-    fresh = [duty.fresh]
-    await clock.advance(0.2)
-    fresh.append(duty.fresh)
-    assert fresh == [True, False]
-
-
-async def test_a_worker_declared_dead_begins_anew_under_another_id() -> None:
-    duty = Duty(ManualClock(), lease_seconds=30)
-    duty.heard(0.0)
-    first = await duty.begin()
-    duty.declared_dead()
-    beginning = asyncio.create_task(duty.begin())
-    await asyncio.sleep(0)
-    assert not beginning.done()
-    duty.heard(0.0)
-    assert await beginning != first
+async def test_a_run_whose_handler_has_ended_can_no_longer_be_stopped() -> None:
+    slots, task = Slots(1), run()
+    slots.reserve(task.reference)
+    running = asyncio.create_task(forever())
+    slots.start(task, running)
+    slots.ended(task.reference)
+    slots.stop_all(Stop.INTERRUPTED)
+    await asyncio.wait({running}, timeout=0.01)
+    assert (running.done(), slots.why(task.reference), slots.free) == (False, None, 0)
+    slots.release(task.reference)
+    slots.ended(task.reference)
+    assert slots.free == 1

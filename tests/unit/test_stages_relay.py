@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from pipeline.broker import BrokerUnavailable, Message, Publication
+from pipeline.broker import BrokerUnavailable, Message, Publication, QueueMismatch
 from pipeline.references import decode
 from pipeline.stages import PollOutbox, Publish, Published, Settle
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
@@ -25,9 +25,10 @@ CALLER = Caller()
 class Answering(MemoryBroker):
     """Gives the answers it was told to give, and remembers what it was sent."""
 
-    def __init__(self, *answers: Publication) -> None:
+    def __init__(self, *answers: Publication, mismatch: bool = False) -> None:
         super().__init__()
         self.answers = list(answers)
+        self.mismatch = mismatch
         self.sizes: list[int] = []
         self.declared: list[str] = []
 
@@ -38,6 +39,8 @@ class Answering(MemoryBroker):
     async def declare(self, route: str) -> None:
         self.declared.append(route)
         await super().declare(route)
+        if self.mismatch:
+            raise QueueMismatch("queue tasks.dlq exists with other arguments")
 
 
 def rows(count: int, route: str = "tasks.high") -> list[OutboxRow]:
@@ -127,6 +130,20 @@ async def test_a_route_outside_the_grammar_is_undeliverable() -> None:
     batch = rows(1, "orders.new")
     async with broker:
         assert (await Publish(broker)(batch)).undeliverable == batch
+
+
+async def test_a_route_is_declared_once_however_many_messages_came_back() -> None:
+    broker = Answering(*[Publication.RETURNED] * 3)
+    async with broker:
+        published = await Publish(broker)(rows(3))
+    assert (len(published.confirmed), broker.declared) == (3, ["tasks.high"])
+
+
+async def test_a_queue_beside_the_route_that_is_not_as_ours_costs_no_attempt() -> None:
+    broker = Answering(Publication.RETURNED, mismatch=True)
+    batch = rows(1)
+    async with broker:
+        assert await Publish(broker)(batch) == Published(confirmed=batch)
 
 
 async def test_an_outage_is_raised_so_that_the_flow_gives_the_batch_back() -> None:

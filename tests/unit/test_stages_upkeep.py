@@ -1,40 +1,22 @@
-"""The janitor and the dead-letter role: what was lost comes back, what is evidence is kept."""
+"""The janitor: what was lost comes back, what is over goes."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 
 from pipeline.broker import Message
-from pipeline.broker.topology import DLQ
-from pipeline.flow import flow
-from pipeline.references import encode
-from pipeline.stages import Bury, Every, Prune, Receive, Rescue, Resend
+from pipeline.stages import Every, Prune, Rescue, Resend
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import Unavailable
-from storage.model import Caller, Priority, Reference, Status
-from tests.support.builders import beat, dead, done, run, submission, task_id
-from tests.support.waiting import eventually
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from storage.model import Run
+from storage.model import Caller, Priority, Reference
+from tests.support.builders import beat, done, submission, task_id
+from tests.support.stages import claimed
 
 CALLER = Caller()
 LEASE_SECONDS = 30.0
-
-
-async def claimed(ledger: MemoryLedger, worker_id: UUID) -> Run:
-    """Bring one task into a worker's hands."""
-    await ledger.submissions.submit([submission()])
-    [row] = await ledger.outbox.poll(10, 30)
-    await ledger.outbox.settle([(row.id, 0.0)])
-    [task] = await ledger.runs.claim([row.reference], worker_id, ["echo"])
-    return task
 
 
 class TestRescue:
@@ -149,45 +131,6 @@ async def test_prune_removes_what_is_over_and_past_its_retention() -> None:
     await Prune(ledger.upkeep, retention_seconds=50)(None)
     assert await ledger.tasks.get(CALLER, old.id) is None
     assert await ledger.tasks.get(CALLER, waiting.id) is not None
-
-
-class TestBury:
-    async def test_it_decides_by_the_database(self) -> None:
-        ledger = MemoryLedger(ManualClock())
-        task = await claimed(ledger, uuid4())
-        await ledger.runs.record([dead(task)])
-        waiting = submission()
-        await ledger.submissions.submit([waiting])
-        leased = await ledger.outbox.poll(10, 30)
-        await ledger.outbox.settle([(row.id, 0.0) for row in leased])
-        async with MemoryBroker() as broker:
-            await broker.declare(DLQ)
-            unknown = run().reference
-            body = encode([task.reference, Reference(waiting.id, 1), unknown])
-            await broker.publish([Message(DLQ, body), Message(DLQ, b"\xff")])
-            await self.bury_all(ledger, broker, letters=2)
-        letters = await ledger.dead_letters.find(CALLER, task_id=None, kind=None, before=None, limit=10)
-        assert {letter.task_id for letter in letters} == {task.task_id, None}
-        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(waiting.id, 1)]
-        statuses = await ledger.tasks.statuses([task.task_id])
-        assert statuses[task.task_id][1] is Status.FAILED
-
-    async def bury_all(self, ledger: MemoryLedger, broker: MemoryBroker, letters: int) -> None:
-        stop = asyncio.Event()
-        burying = flow(Receive(broker, DLQ, prefetch=1)) | Bury(ledger.dead_letters)
-        running = asyncio.create_task(burying.run(stop, 1.0))
-
-        async def kept() -> bool:
-            found = await ledger.dead_letters.find(CALLER, task_id=None, kind=None, before=None, limit=10)
-            depth = await broker.depth(DLQ)
-            return len(found) == letters and depth is not None and not depth.ready
-
-        await eventually(kept)
-        stop.set()
-        await running
-        depth = await broker.depth(DLQ)
-        assert depth is not None
-        assert depth.ready == 0, "every message was acked"
 
 
 async def test_every_ticks_at_once_then_by_the_clock_until_it_is_stopped() -> None:

@@ -1,0 +1,55 @@
+"""What the tests of the stages share: bringing tasks as far as the stage under test takes them up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.flow import Parcel
+from pipeline.stages import Wave
+from tests.support.builders import submission
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from pipeline.broker.memory import MemoryBroker
+    from pipeline.testing import MemoryLedger
+    from storage.model import Reference, Run
+
+
+async def sent(ledger: MemoryLedger, count: int = 1, **fields: Any) -> list[Reference]:
+    """Submit tasks and let the outbox go, as a relay does once the broker holds them."""
+    await ledger.submissions.submit([submission(**fields) for _ in range(count)])
+    rows = await ledger.outbox.poll(1000, 30)
+    await ledger.outbox.settle([(row.id, 0.0) for row in rows])
+    return [row.reference for row in rows]
+
+
+async def claimed(ledger: MemoryLedger, worker_id: UUID, **fields: Any) -> Run:
+    """Bring one task into a worker's hands."""
+    references = await sent(ledger, **fields)
+    [run] = await ledger.runs.claim(references, worker_id, ["echo"])
+    return run
+
+
+def wave_of(references: Sequence[Reference]) -> tuple[Wave, list[BaseException | None]]:
+    """A wave, and the list in which it is noted how it was settled."""
+    settled: list[BaseException | None] = []
+
+    async def settle(failure: BaseException | None) -> None:
+        settled.append(failure)
+
+    return Wave(list(references), Parcel(list(references), settle)), settled
+
+
+async def ready(broker: MemoryBroker, queue: str) -> int:
+    """How many messages wait in a queue; 0 where there is none."""
+    depth = await broker.depth(queue)
+    return depth.ready if depth else 0
+
+
+async def kept(broker: MemoryBroker, queue: str) -> int:
+    """How many messages the broker still has once all unsettled ones are back: what was acked is gone."""
+    broker.stop()
+    broker.start()
+    return await ready(broker, queue)

@@ -1,0 +1,148 @@
+"""The stages as the roles wire them, on a ledger and a broker in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from pipeline import roles, service
+from pipeline.broker.topology import DLQ, work_route
+from pipeline.handlers import handler
+from pipeline.handlers.registry import Handlers
+from pipeline.settings import Settings
+from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
+from storage.errors import Unavailable
+from storage.model import Caller, Priority, Status
+from tests.support.builders import submission
+from tests.support.stages import kept
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from uuid import UUID
+
+    from storage.model import Reference, Run
+
+CALLER = Caller()
+SETTINGS = Settings(worker_concurrency=4, drain_seconds=0.2)
+
+
+@handler("wired.echo")
+async def echo(payload: Any) -> Any:
+    return payload
+
+
+@handler("wired.fail")
+async def fail(_payload: Any) -> None:
+    raise ValueError("as asked")
+
+
+@handler("wired.wait")
+async def wait(_payload: Any) -> None:
+    await asyncio.Event().wait()
+
+
+HANDLERS = Handlers([echo, fail, wait])
+
+
+class Process:
+    """The roles but the gateway, running."""
+
+    def __init__(self) -> None:
+        self.ledger = MemoryLedger(ManualClock())
+        self.broker = MemoryBroker()
+        self.stop = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run until the block ends, then drain, the relay last; within the grace, or it is a TimeoutError."""
+        ports, stopped = roles.Ports(self.ledger, self.broker), asyncio.Event()
+        before = asyncio.all_tasks()
+        async with self.broker:
+            relay = asyncio.create_task(roles.relay(ports, SETTINGS).run(stopped, 1.0))
+            others = asyncio.gather(
+                service._worker(SETTINGS, ports, HANDLERS, self.stop),
+                roles.dead_letter(ports).run(self.stop, 1.0),
+            )
+            yield
+            self.stop.set()
+            async with asyncio.timeout(3):
+                await others
+                stopped.set()
+                await relay
+        await eventually(lambda: asyncio.all_tasks() == before)
+
+    async def submit(self, kind: str, **fields: Any) -> UUID:
+        task = submission(kind=kind, **fields)
+        await self.ledger.submissions.submit([task])
+        return task.id
+
+    async def becomes(self, task_id: UUID, status: Status) -> None:
+        async def has() -> bool:
+            task = await self.ledger.tasks.get(CALLER, task_id)
+            return task is not None and task.status is status
+
+        await eventually(has, seconds=3)
+
+    async def workers(self) -> int:
+        return (await self.ledger.outbox.capacity())[Priority.MEDIUM].workers
+
+
+async def test_tasks_reach_their_outcome_and_nothing_is_left_behind() -> None:
+    process = Process()
+    async with process.running():
+        done = [await process.submit("wired.echo", priority=priority) for priority in Priority]
+        dead = await process.submit("wired.fail", max_retries=0)
+        for task_id in done:
+            await process.becomes(task_id, Status.COMPLETED)
+        await process.becomes(dead, Status.FAILED)
+        assert await process.workers() == 1
+    async with process.broker:
+        queues = [*map(work_route, Priority), DLQ]
+        assert [await kept(process.broker, queue) for queue in queues] == [0, 0, 0, 0]
+    assert await process.ledger.outbox.find(CALLER, status=None, before=None, limit=10) == []
+    assert await process.workers() == 0
+
+
+async def test_what_outlasts_the_grace_is_handed_out_again() -> None:
+    process = Process()
+    async with process.running():
+        task_id = await process.submit("wired.wait")
+        await process.becomes(task_id, Status.IN_PROGRESS)
+    task = await process.ledger.tasks.get(CALLER, task_id)
+    assert task is not None
+    assert (task.status, task.dispatch, task.attempt, task.losses) == (Status.PENDING, 2, 1, 0)
+
+
+async def test_a_worker_stops_in_time_although_the_database_is_away() -> None:
+    process = Process()
+    claimed: set[Reference] = set()
+
+    async def claim(references: Sequence[Reference], _worker_id: UUID, _kinds: Sequence[str]) -> list[Run]:
+        claimed.update(references)
+        raise Unavailable("away")
+
+    async def close(_worker_id: UUID) -> None:
+        raise Unavailable("away")
+
+    process.ledger.runs.claim = claim  # type: ignore[method-assign,assignment]  # the fault
+    process.ledger.workers.close = close  # type: ignore[method-assign,assignment]  # the fault
+    async with process.running():
+        await process.submit("wired.echo")
+        await eventually(lambda: len(claimed) == 1)
+        await process.submit("wired.echo")
+        await eventually(lambda: len(claimed) == 2)
+    async with process.broker:
+        assert await kept(process.broker, "tasks.medium") == 2
+
+
+async def test_a_worker_signs_off_without_a_database() -> None:
+    process = Process()
+
+    async def close(_worker_id: UUID) -> None:
+        raise Unavailable("away")
+
+    process.ledger.workers.close = close  # type: ignore[method-assign,assignment]  # the fault
+    async with process.running():
+        await process.becomes(await process.submit("wired.echo"), Status.COMPLETED)
