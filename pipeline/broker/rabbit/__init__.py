@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Self
 from yarl import URL
 
 from pipeline.broker import Publication
-from pipeline.broker.rabbit import queues
 from pipeline.broker.rabbit.confirms import ConfirmChannel
 from pipeline.broker.rabbit.consumer import RabbitSubscription
 from pipeline.broker.rabbit.link import CONNECT_SECONDS, Link, calling
+from pipeline.broker.rabbit.queues import Declarer, depth
 from pipeline.broker.topology import parse
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class RabbitBroker:
         self._watch_seconds = watch_seconds
         self._publishing = Link(parsed, f"{connection_name} publish")
         self._consuming = Link(parsed, f"{connection_name} consume")
+        self._declarer = Declarer()
         self._subscriptions: list[RabbitSubscription] = []
         self._channel: ConfirmChannel | None = None
         self._opening = asyncio.Lock()
@@ -78,7 +79,7 @@ class RabbitBroker:
         """Make sure the queue of a route exists. Raises UnknownRoute, QueueMismatch, BrokerUnavailable."""
         parse(route)
         async with calling(CONNECT_SECONDS):
-            await queues.declare(await self._publishing.usable(), route)
+            await self._declarer.declare(await self._publishing.usable(), route)
 
     async def consume(
         self, queue: str, prefetch: int, deliver: Callable[[Delivery], None]
@@ -86,7 +87,9 @@ class RabbitBroker:
         """Consume a queue until cancelled, across reconnections. Raises UnknownRoute, BrokerUnavailable."""
         parse(queue)
         self._consuming.open()
-        subscription = RabbitSubscription(self._consuming, queue, prefetch, deliver, self._watch_seconds)
+        subscription = RabbitSubscription(
+            self._consuming, self._declarer, queue, prefetch, deliver, watch_seconds=self._watch_seconds
+        )
         self._subscriptions.append(subscription)
         return subscription
 
@@ -94,7 +97,7 @@ class RabbitBroker:
         """Count ready messages and consumers; None where the queue is missing. Raises BrokerUnavailable."""
         link = self._consuming if self._consuming.opened else self._publishing
         async with calling(CONNECT_SECONDS):
-            return await queues.depth(await link.usable(), queue)
+            return await depth(await link.usable(), queue)
 
     async def _confirm_channel(self) -> ConfirmChannel:
         connection = await self._publishing.usable()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from pipeline.broker import BrokerUnavailable, QueueMismatch
-from pipeline.broker.rabbit import queues
 from pipeline.broker.rabbit.link import CLOSE_SECONDS, CONNECT_SECONDS, backoff_seconds, calling
+from pipeline.broker.rabbit.queues import depth
 from pipeline.broker.rabbit.session import Session
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.broker import Delivery
     from pipeline.broker.rabbit.link import Link
+    from pipeline.broker.rabbit.queues import Declarer
 
 log = structlog.get_logger()
 
@@ -34,12 +35,15 @@ class RabbitSubscription:
     def __init__(
         self,
         link: Link,
+        declarer: Declarer,
         queue: str,
         prefetch: int,
         deliver: Callable[[Delivery], None],
+        *,
         watch_seconds: float,
     ) -> None:
         self._link = link
+        self._declarer = declarer
         self._queue = queue
         self._prefetch = prefetch
         self._deliver = deliver
@@ -104,7 +108,7 @@ class RabbitSubscription:
 
     async def _declare(self, connection: AbstractConnection) -> None:
         try:
-            await queues.declare(connection, self._queue)
+            await self._declarer.declare(connection, self._queue)
         except QueueMismatch as error:
             log.error("consuming a queue that is not as declared", queue=self._queue, error=str(error))  # noqa: TRY400 - the operator's to mend
 
@@ -130,7 +134,7 @@ class RabbitSubscription:
 
     async def _waiting(self, connection: AbstractConnection) -> bool:
         async with calling(CONNECT_SECONDS):
-            counted = await queues.depth(connection, self._queue)
+            counted = await depth(connection, self._queue)
         return counted is None or counted.ready > 0
 
     async def _leave(self) -> None:
