@@ -64,8 +64,21 @@ async def test_a_batch_that_cannot_be_carried_on_is_due_again_and_has_cost_nothi
         assert (again.body[0].id, again.body[0].attempts) == (parcel.body[0].id, 0)
 
 
+async def test_a_batch_under_way_is_no_other_relays_until_its_lease_runs_out() -> None:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
+    await ledger.submissions.submit([submission()])
+    async with PollOutbox(ledger.outbox, ledger.signals, lease_seconds=30) as poll:
+        assert await poll.pull() is not None
+        await clock.advance(29)
+        assert await ledger.outbox.poll(10, 30) == []
+        await clock.advance(2)
+        assert len(await ledger.outbox.poll(10, 30)) == 1
+
+
 async def test_no_row_is_leased_while_the_broker_is_not_ready() -> None:
-    ledger, ready = MemoryLedger(ManualClock()), asyncio.Event()
+    clock, ready = ManualClock(), asyncio.Event()
+    ledger = MemoryLedger(clock)
     await ledger.submissions.submit([submission()])
 
     async def broker_ready() -> None:
@@ -73,7 +86,7 @@ async def test_no_row_is_leased_while_the_broker_is_not_ready() -> None:
 
     async with PollOutbox(ledger.outbox, ledger.signals, ready=broker_ready) as poll:
         pulling = asyncio.create_task(poll.pull())
-        await asyncio.sleep(0)
+        await clock.advance(0)
         assert len(await ledger.outbox.poll(10, 30)) == 1
         ready.set()
         await poll.quiesce()
@@ -81,14 +94,56 @@ async def test_no_row_is_leased_while_the_broker_is_not_ready() -> None:
 
 
 async def test_a_wakeup_shortens_the_wait_for_rows() -> None:
-    ledger = MemoryLedger(ManualClock())
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
     async with PollOutbox(ledger.outbox, ledger.signals, poll_seconds=3600) as poll:
         pulling = asyncio.create_task(poll.pull())
-        await asyncio.sleep(0)
+        await clock.advance(0)
+        assert not pulling.done()
         await ledger.submissions.submit([submission()])
         parcel = await asyncio.wait_for(pulling, timeout=5)
         assert parcel is not None
         assert len(parcel.body) == 1
+
+
+async def test_without_a_wakeup_rows_are_found_by_looking_now_and_then() -> None:
+    clock, looks = ManualClock(), 0
+    ledger = MemoryLedger(clock)
+    original = ledger.outbox.poll
+
+    async def look(most: int, lease_seconds: float) -> list[OutboxRow]:
+        nonlocal looks
+        looks += 1
+        return await original(most, lease_seconds)
+
+    ledger.outbox.poll = look  # type: ignore[method-assign]  # counted
+    await ledger.submissions.submit([submission(delay_seconds=2.5)])
+    async with PollOutbox(ledger.outbox, ledger.signals, poll_seconds=1.0) as poll:
+        pulling = asyncio.create_task(poll.pull())
+        for _ in range(2):
+            await clock.advance(1.0)
+            assert not pulling.done()
+        await clock.advance(1.0)
+        assert await asyncio.wait_for(pulling, timeout=0.5) is not None
+    assert looks <= 5
+
+
+async def test_a_relay_that_stops_waits_neither_for_rows_nor_for_the_broker() -> None:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def at_once() -> None:
+        pass
+
+    for ready in (never, at_once):
+        async with PollOutbox(ledger.outbox, ledger.signals, ready=ready) as poll:
+            pulling = asyncio.create_task(poll.pull())
+            await clock.advance(0)
+            await poll.quiesce()
+            assert await asyncio.wait_for(pulling, timeout=0.5) is None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from pipeline.flow import Stage
 from pipeline.handlers import handler
@@ -134,9 +135,13 @@ class TestEach:
                 return Recorded(Status.COMPLETED)
 
         stage = each(Lose(), slots)
-        await stage([lost, fine])
-        await stage.drain(5.0)
+        with capture_logs() as logs:
+            await stage([lost, fine])
+            await stage.drain(5.0)
         assert (carried, slots.free) == ([fine], 2)
+        assert [(entry["event"], entry["task_id"]) for entry in logs] == [
+            ("run lost its way", str(lost.task_id))
+        ]
 
     async def test_what_outlasts_the_grace_is_interrupted(self) -> None:
         task = run()
