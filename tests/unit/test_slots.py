@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 from pipeline.slots import Slots, Stop
+from pipeline.testing import ManualClock
 from storage.model import Priority
 from tests.support.builders import run
 
@@ -74,7 +75,7 @@ async def test_a_run_whose_handler_has_ended_can_no_longer_be_stopped() -> None:
     slots.start(task, running)
     slots.ended(task.reference)
     slots.stop_all(Stop.INTERRUPTED)
-    await asyncio.wait({running}, timeout=0.01)
+    await ManualClock().advance(0)
     assert (running.done(), slots.why(task.reference), slots.free) == (False, None, 0)
     slots.release(task.reference)
     slots.ended(task.reference)

@@ -74,7 +74,7 @@ async def test_a_slot_that_becomes_free_is_used_at_once() -> None:
         await broker.publish([Message(HIGH, encode(both))])
         await source.pull()
         pulling = asyncio.create_task(source.pull())
-        await asyncio.wait({pulling}, timeout=0.01)
+        await ManualClock().advance(0)
         assert not pulling.done()
         slots.release(both[0])
         parcel = await asyncio.wait_for(pulling, timeout=0.5)
@@ -164,7 +164,7 @@ class TestHandBack:
             await eventually(lambda: source.unclaimed == 1)
             await clock.advance(4.9)
             slots.released.set()
-            await asyncio.wait({pulling}, timeout=0.01)
+            await clock.advance(0)
             assert source.unclaimed == 1
             await clock.advance(0.2)
             slots.released.set()

@@ -185,7 +185,7 @@ class TestEach:
             await ledger.asked.wait()
             slots.stop(task.reference, why)
             draining = asyncio.create_task(stage.drain(0.0))
-            await asyncio.wait({draining}, timeout=0.01)
+            await ManualClock().advance(0)
             assert (draining.done(), task.reference in slots) == (False, True)
             ledger.go.set()
             await draining
