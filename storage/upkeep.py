@@ -89,8 +89,8 @@ WITH old AS MATERIALIZED (
 DELETE FROM tasks WHERE id IN (SELECT id FROM old) RETURNING 1
 """
 
-# Without SKIP LOCKED two janitors deadlock: how many rows are asked for decides the plan, and so their order.
-# By ctid, since a join may read all keys; a key that is locked stays where it is.
+# Locked in one order before they are deleted: how many are asked for decides the plan, and two janitors with
+# different plans deadlocked. By ctid, since a join may read all keys; a locked one stays put.
 _PRUNE_REST = """
 WITH keys AS (
     DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(

@@ -133,10 +133,11 @@ async def test_a_cancelled_call_leaves_no_transaction_and_no_answer_to_the_next(
         await asyncio.sleep(number / 1000)
         call.cancel()
         assert await one.fetch("SELECT $1::int", [number]) == [(number,)]
-    script = asyncio.create_task(one.script("CREATE TABLE half (); SELECT pg_sleep(0.3)"))
+    script = asyncio.create_task(one.script("CREATE TABLE half (); SELECT pg_sleep(1.5)"))
     await asyncio.sleep(0.1)
     script.cancel()
-    assert await one.fetch("SELECT 1") == [(1,)]
+    async with asyncio.timeout(1.0):  # not behind what was left
+        assert await one.fetch("SELECT 1") == [(1,)]
 
     idle = "SELECT 1 FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
     assert await watch.fetch(idle) == []
@@ -157,11 +158,12 @@ async def test_what_waits_for_a_connection_does_not_start_after_the_end(
     postgres: servers.Database, watch: Database
 ) -> None:
     database = Database(address_of(postgres), size=1)
-    calls = [asyncio.create_task(database.fetch("SELECT pg_sleep(0.1)::text")) for _ in range(5)]
-    await asyncio.sleep(0.05)
+    calls = [asyncio.create_task(database.fetch("SELECT pg_sleep(0.5)::text")) for _ in range(5)]
+    await asyncio.sleep(0.1)
 
     await database.close()
 
+    assert await watch.fetch(f"{BACKENDS} AND state = 'active'") == [(0,)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert answers[0] == [("",)]
     assert [type(answer) for answer in answers[1:]] == [Closed] * 4

@@ -32,7 +32,9 @@ CALLER = Caller()
 GUARD = """
 CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF NEW.attempt > NEW.max_retries + 1 THEN RAISE EXCEPTION 'attempt % of %', NEW.attempt, NEW.id; END IF;
+    IF NEW.attempt > OLD.attempt + 1 OR NEW.attempt > NEW.max_retries + 1 THEN
+        RAISE EXCEPTION 'attempt % after %', NEW.attempt, OLD.attempt;
+    END IF;
     IF (NEW.status = 2) <> (NEW.worker_id IS NOT NULL) THEN
         RAISE EXCEPTION 'status % with worker %', NEW.status, NEW.worker_id;
     END IF;
