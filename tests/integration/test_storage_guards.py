@@ -176,10 +176,11 @@ async def test_a_worker_that_is_just_beating_is_not_declared_dead(
     for each in (beating, silent):
         await race.ledger.workers.beat(each)
     connection = await postgres.connect()
+    await connection.execute("UPDATE workers SET last_seen = now() - interval '1 minute'")
     await connection.execute("BEGIN")
     await connection.execute("SELECT 1 FROM workers WHERE id = $1 FOR UPDATE", [beating.worker_id])
 
-    assert await race.ledger.workers.declare_dead(0.0) == [silent.worker_id]
+    assert await race.ledger.workers.declare_dead(30.0) == [silent.worker_id]
 
     connection.close()
 
