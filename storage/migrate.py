@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from storage.database import Database
 
 LOCK_KEY = 0x6261746F6E  # "baton"
+# Another runner is waited for as long as it takes, a table is not: who waits for one holds up all others.
+_LOCK = f"""SET LOCAL lock_timeout = 0;
+SELECT pg_advisory_xact_lock({LOCK_KEY});
+SET LOCAL lock_timeout = 3000;
+"""
 
 _CREATE = """CREATE TABLE IF NOT EXISTS schema_migrations (
     name text PRIMARY KEY, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"""
@@ -56,13 +61,12 @@ async def pending(database: Database) -> list[Migration]:
 
 async def migrate(database: Database) -> list[str]:
     """Apply what is pending and return the names; a second runner waits and then finds nothing to do."""
-    await database.script(f"SELECT pg_advisory_xact_lock({LOCK_KEY}); {_CREATE}")
+    await database.script(_LOCK + _CREATE)
     missing = await pending(database)
     for migration in missing:
         # Asked again under the lock: another runner may have applied it since.
         await database.script(
-            f"SELECT pg_advisory_xact_lock({LOCK_KEY});\n"
-            f"DO $guard$ BEGIN\n"
+            f"{_LOCK}DO $guard$ BEGIN\n"
             f"IF NOT EXISTS (SELECT FROM schema_migrations WHERE name = '{migration.name}') THEN\n"
             f"EXECUTE $migration$ {migration.sql} $migration$;\n"
             f"INSERT INTO schema_migrations (name, checksum)"

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from storage.signals import PostgresSignals
 
 # By predicate, never "id > last seen": ids become visible out of order. The shares are reserved for the
-# priorities that have work; what one leaves over goes to the others, highest first. Materialised, because
-# the planner may run a LIMIT subquery of an UPDATE more than once.
+# priorities that have work; what one leaves over goes to the others, highest first. As an array, because the
+# planner may run a LIMIT subquery of an UPDATE more than once, and may join it by reading the whole outbox;
+# counted in the order of the index, or it may read all that is due.
 _POLL = """
 WITH found AS (
     SELECT q.priority, least(q.share, d.rows) AS wanted, d.rows
@@ -26,7 +27,7 @@ WITH found AS (
           FROM queues WHERE NOT paused) q
     CROSS JOIN LATERAL (SELECT count(*)::int AS rows FROM (
         SELECT FROM outbox o WHERE o.status = 0 AND o.priority = q.priority AND o.available_at <= now()
-        AND (o.leased_until IS NULL OR o.leased_until < now()) LIMIT $1) due) d
+        AND (o.leased_until IS NULL OR o.leased_until < now()) ORDER BY o.available_at LIMIT $1) due) d
 ), ready AS (
     SELECT priority, rows, greatest(0, least(wanted,
         $1 - (sum(wanted) OVER (ORDER BY priority) - wanted)::int)) AS reserved FROM found
@@ -34,13 +35,14 @@ WITH found AS (
     SELECT priority, reserved + greatest(0, least(rows - reserved,
         $1 - (sum(reserved) OVER ())::int
            - (sum(rows - reserved) OVER (ORDER BY priority) - (rows - reserved))::int)) AS quota FROM ready
-), due AS MATERIALIZED (
+), due AS (
     SELECT o.id FROM shares s CROSS JOIN LATERAL (
         SELECT id FROM outbox o WHERE o.status = 0 AND o.priority = s.priority AND o.available_at <= now()
         AND (o.leased_until IS NULL OR o.leased_until < now())
         ORDER BY o.available_at, o.id LIMIT s.quota FOR NO KEY UPDATE SKIP LOCKED) o
 )
-UPDATE outbox o SET leased_until = now() + make_interval(secs => $2::float8) FROM due WHERE o.id = due.id
+UPDATE outbox o SET leased_until = now() + make_interval(secs => $2::float8)
+WHERE o.id = ANY (ARRAY(SELECT id FROM due))
 RETURNING o.id, o.task_id, o.dispatch, o.priority, o.route, o.attempts
 """
 
@@ -96,11 +98,14 @@ WITH locked AS (
 _COLUMNS = """o.id, o.task_id, o.dispatch, o.priority, o.route, o.attempts, o.status, o.error, o.available_at,
     o.created_at"""
 
+# The literals let the planner use the index of FAILED rows, and not that of due ones, in another order.
+_WITH_STATUS = {None: "", OutboxStatus.WAITING: "AND o.status <> 1", OutboxStatus.FAILED: "AND o.status = 1"}
+
+# Row by row from the newest, whatever the statistics say: EXISTS became a join that read all tasks.
 _FIND = f"""
 SELECT {_COLUMNS} FROM outbox o
-WHERE ($1::smallint IS NULL OR o.status = $1) AND ($2::bigint IS NULL OR o.id < $2)
-AND EXISTS (SELECT FROM tasks t WHERE t.id = o.task_id AND t.tenant = $4)
-ORDER BY o.id DESC LIMIT $3
+WHERE o.id < coalesce($1::bigint, 9223372036854775807)
+AND (SELECT t.tenant FROM tasks t WHERE t.id = o.task_id) = $3
 """
 
 _RETRY = f"""
@@ -165,7 +170,8 @@ class PostgresOutbox:
         self, caller: Caller, *, status: OutboxStatus | None, before: int | None, limit: int
     ) -> list[OutboxRow]:
         """List rows of the caller's tasks, newest first."""
-        rows = await self._database.fetch(_FIND, [status, before, limit, caller.tenant])
+        sql = f"{_FIND} {_WITH_STATUS[status]} ORDER BY o.id DESC LIMIT $2"
+        rows = await self._database.fetch(sql, [before, limit, caller.tenant])
         return [_row(row) for row in rows]
 
     async def retry(self, caller: Caller, row_id: int) -> OutboxRow | None:

@@ -96,10 +96,10 @@ class PostgresTasks:
         where = " AND ".join(text.format(f"${number}") for number, text in enumerate(given, 1))
         # The literal lets the planner use the partial index.
         where += " AND t.status <> 3" if which.status not in (None, Status.COMPLETED) else ""
-        sql = (
-            f"SELECT {_COLUMNS} FROM tasks t JOIN payloads p ON p.task_id = t.id "
-            f"WHERE {where} ORDER BY t.id DESC LIMIT {which.limit:d}"
-        )
+        # Found first and joined then: a merge join reads all payloads that are newer than the page.
+        tagged = "JOIN payloads p ON p.task_id = t.id" if which.tag is not None else ""
+        found = f"SELECT t.* FROM tasks t {tagged} WHERE {where} ORDER BY t.id DESC LIMIT {which.limit:d}"
+        sql = f"SELECT {_COLUMNS} FROM ({found}) t JOIN payloads p ON p.task_id = t.id ORDER BY t.id DESC"
         return [_task(row) for row in await self._database.fetch(sql, list(given.values()))]
 
     async def statuses(self, task_ids: Sequence[UUID]) -> dict[UUID, tuple[str, Status]]:

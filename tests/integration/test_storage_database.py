@@ -31,7 +31,6 @@ BACKENDS = "SELECT count(*)::int FROM pg_stat_activity WHERE application_name = 
 NUMERIC_29 = "10::numeric ^ 29"
 """More than the 96 bits that the driver reads."""
 SLACK_SECONDS = 0.5
-open_in_database = pytest.mark.xfail(reason="a known fault of storage/database.py", run=False)
 
 
 @pytest_asyncio.fixture
@@ -113,7 +112,6 @@ async def test_a_lock_is_not_waited_for_for_ever(postgres: servers.Database) -> 
         await holding
 
 
-@open_in_database
 async def test_a_caller_that_finds_no_free_connection_is_told_in_time(one: Database) -> None:
     started_at = time.monotonic()
     calls = [one.fetch("SELECT pg_sleep(60)::text") for _ in range(5)]
@@ -124,7 +122,6 @@ async def test_a_caller_that_finds_no_free_connection_is_told_in_time(one: Datab
     assert await one.fetch("SELECT 1") == [(1,)]
 
 
-@pytest.mark.xfail(reason="late connections stay until they are collected", run=False)
 async def test_a_cancelled_call_leaves_no_transaction_and_no_answer_to_the_next(
     one: Database, watch: Database
 ) -> None:
@@ -153,7 +150,6 @@ async def test_a_script_that_fails_leaves_nothing_and_no_transaction(one: Databa
     assert await one.fetch("SELECT to_regclass('half')::text") == [(None,)]
 
 
-@open_in_database
 async def test_what_waits_for_a_connection_does_not_start_after_the_end(
     postgres: servers.Database, watch: Database
 ) -> None:

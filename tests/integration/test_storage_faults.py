@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SLACK_SECONDS = 0.7
-open_in_database = pytest.mark.xfail(reason="a known fault of storage/database.py", run=False)
 LOST = {Unavailable, OutcomeUnknown}
 TERMINATE = """SELECT count(pg_terminate_backend(pid))::int FROM pg_stat_activity
                WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name LIKE $1"""
@@ -82,7 +81,6 @@ async def missing(address: Address, ids: list[UUID]) -> int:
     return len(ids) - int(there)
 
 
-@open_in_database
 async def test_a_paused_server_is_answered_for_in_time_and_found_again(own_postgres: StartPostgres) -> None:
     server = await own_postgres()
     async with connected(address_of(server.home), size=4, timeout_seconds=2.0) as database:
@@ -100,7 +98,6 @@ async def test_a_paused_server_is_answered_for_in_time_and_found_again(own_postg
         assert await asyncio.gather(*(database.fetch("SELECT 1") for _ in range(8))) == [[(1,)]] * 8
 
 
-@open_in_database
 async def test_what_was_under_way_when_the_server_died_is_unknown(own_postgres: StartPostgres) -> None:
     server = await own_postgres()
     async with connected(address_of(server.home)) as database:
@@ -221,7 +218,6 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.xfail(reason="threads of the driver may outlive Database.close()", run=False)
 async def test_an_interpreter_leaves_in_peace_with_calls_under_way(ledger_database: Address) -> None:
     assert await asyncio.gather(*(_leave(ledger_database) for _ in range(6))) == [(0, "")] * 6
 

@@ -64,12 +64,7 @@ async def test_of_two_runners_at_once_one_applies(postgres: servers.Database, em
     assert await recorded(empty) == NAMES
 
 
-LONGER_THAN_A_LOCK = pytest.param(
-    3.5, marks=pytest.mark.xfail(reason="lock_timeout bounds the wait in storage/migrate.py", run=False)
-)
-
-
-@pytest.mark.parametrize("seconds", [0.5, LONGER_THAN_A_LOCK])
+@pytest.mark.parametrize("seconds", [0.5, 3.5])
 async def test_a_second_runner_waits_for_the_first(
     postgres: servers.Database, empty: Database, seconds: float
 ) -> None:

@@ -229,25 +229,7 @@ async def measured(postgres_server: PostgresServer) -> AsyncIterator[dict[str, d
         yield found
 
 
-# Known to read too much as they are written.
-TOO_MUCH = {
-    "find a page",
-    "find a page of failed",
-    "poll",
-    "list waiting rows",
-    "list failed rows",
-    "resend",
-    "resend overtaken",
-    "prune",
-}
-
-
-def _case(name: str) -> Any:
-    known = pytest.mark.xfail(reason="reads more than it must", strict=False)
-    return pytest.param(name, marks=known if name in TOO_MUCH else ())
-
-
-@pytest.mark.parametrize("name", [_case(name) for name in CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_a_statement_reads_what_it_must(measured: dict[str, dict[str, int]], name: str) -> None:
     most, _ = CASES[name]
     assert {known: count for known, count in measured[name].items() if count > most} == {}
