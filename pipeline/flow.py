@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import structlog
+
+from storage.backoff import backoff_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 Step = Callable[[In], Awaitable[Out]]
 
+FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 5.0
 
 
@@ -161,7 +163,7 @@ class Flow(Generic[T, Out]):
 
     async def _pull(self, stop: asyncio.Event) -> Parcel[T] | None:
         """Pull, however long the origin is away: a process that lives needs no restart."""
-        delay_seconds = 0.1
+        delays_seconds = backoff_seconds(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         while True:
             try:
                 return await self.source.pull()
@@ -169,10 +171,9 @@ class Flow(Generic[T, Out]):
                 if _cancelled():
                     raise
                 log.warning("source failed, asking again", source=_name(self.source), error=_text(error))
-            await unless(stop, asyncio.sleep(delay_seconds * random.uniform(0.5, 1.0)))  # noqa: S311 - jitter
+            await unless(stop, asyncio.sleep(next(delays_seconds)))
             if stop.is_set():
                 return None
-            delay_seconds = min(delay_seconds * 2, LONGEST_BACKOFF_SECONDS)
 
     async def _carry(self, parcel: Parcel[T]) -> None:
         failure: BaseException | None = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import structlog
 
+from storage.backoff import backoff_seconds
 from storage.errors import Closed, OutcomeUnknown, Overloaded, Refused, StorageError, Unavailable
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ log = structlog.get_logger()
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
+FIRST_BACKOFF_SECONDS = 0.05
 LONGEST_BACKOFF_SECONDS = 2.0
 
 
@@ -131,14 +132,13 @@ class GroupCommit(Generic[Item, Answer]):
         await self._write_group(group[middle:])
 
     async def _write_until_known(self, items: list[Item]) -> Sequence[Answer]:
-        delay_seconds = 0.05
+        delays_seconds = backoff_seconds(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         while True:
             try:
                 return await self._write(items)
             except (OutcomeUnknown, Unavailable) as error:
                 log.warning("write repeated", items=len(items), error=str(error))
-            await asyncio.sleep(delay_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-            delay_seconds = min(delay_seconds * 2, LONGEST_BACKOFF_SECONDS)
+            await asyncio.sleep(next(delays_seconds))
 
     def _answer(self, group: list[_Waiting[Item, Answer]], answers: Sequence[Answer] | BaseException) -> None:
         for position, waiting in enumerate(group):

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from storage.model import Capacity, OutboxRow, OutboxStatus, Priority
 from storage.signals import DONE, OUTBOX
-from storage.transitions import ENDING
+from storage.transitions import ENDING, REPLAYED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,9 +113,7 @@ WITH failed AS (
     SELECT o.id, o.task_id, o.dispatch FROM outbox o WHERE o.id = $1 AND o.status = 1
     AND EXISTS (SELECT FROM tasks t WHERE t.id = o.task_id AND t.tenant = $2) FOR NO KEY UPDATE
 ), replayed AS (
-    UPDATE tasks t SET status = 0, dispatch = t.dispatch + 1, replay = t.replay + 1, attempt = 1, losses = 0,
-        postponements = 0, errors = NULL, reason = NULL, cancel_requested = false, due_at = NULL,
-        started_at = NULL, finished_at = NULL, queued_at = NULL
+    UPDATE tasks t SET {REPLAYED}
     FROM failed f
     WHERE t.id = f.task_id AND t.dispatch = f.dispatch AND t.status = 4 AND t.reason = 'undeliverable'
     RETURNING t.id, t.dispatch, t.tenant, t.priority
@@ -145,7 +143,7 @@ class PostgresOutbox:
     async def poll(self, most: int, lease_seconds: float) -> list[OutboxRow]:
         """Lease due rows, by priority with a reserved share of 6:3:1."""
         rows = await self._database.fetch(_POLL, [most, lease_seconds])
-        return [_leased(row) for row in rows]
+        return [_row(row) for row in rows]
 
     async def settle(self, confirmed: Sequence[tuple[int, float]]) -> None:
         """Delete confirmed rows and mark their tasks PENDING, queued when their queue lets them go."""
@@ -187,20 +185,10 @@ class PostgresOutbox:
         return {Priority(priority): Capacity(workers, free) for priority, workers, free in rows}
 
 
-def _leased(row: Row) -> OutboxRow:
-    row_id, task_id, dispatch, priority, route, attempts = row
-    return OutboxRow(
-        id=row_id,
-        task_id=UUID(task_id),
-        dispatch=dispatch,
-        priority=Priority(priority),
-        route=route,
-        attempts=attempts,
-    )
-
-
 def _row(row: Row) -> OutboxRow:
-    row_id, task_id, dispatch, priority, route, attempts, status, error, available_at, created_at = row
+    """Read a listed row, or a leased one, which ends with its attempts."""
+    row_id, task_id, dispatch, priority, route, attempts, *listed = row
+    status, error, available_at, created_at = listed or (OutboxStatus.WAITING, None, None, None)
     return OutboxRow(
         id=row_id,
         task_id=UUID(task_id),

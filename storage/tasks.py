@@ -8,6 +8,7 @@ from uuid import UUID
 from storage.errors_column import decode_errors
 from storage.model import Priority, Status, Task
 from storage.signals import DONE, OUTBOX
+from storage.transitions import REPLAYED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,16 +42,14 @@ FROM target WHERE t.id = target.id RETURNING t.status
 """
 
 # The FAILED outbox rows of earlier dispatches go; they are locked before the task, as everywhere.
-_REPLAY = """
+_REPLAY = f"""
 WITH stale AS (
     SELECT id FROM outbox WHERE task_id = $1 AND status = 1 ORDER BY id FOR UPDATE
 ), target AS (
     SELECT id FROM tasks WHERE (SELECT count(*) FROM stale) >= 0
     AND id = $1 AND tenant = $2 AND dispatch = $3 AND status IN (4, 5) FOR NO KEY UPDATE
 ), replayed AS (
-    UPDATE tasks t SET status = 0, dispatch = t.dispatch + 1, replay = t.replay + 1, attempt = 1, losses = 0,
-        postponements = 0, errors = NULL, reason = NULL, cancel_requested = false, due_at = NULL,
-        started_at = NULL, finished_at = NULL, queued_at = NULL
+    UPDATE tasks t SET {REPLAYED}
     FROM target WHERE t.id = target.id RETURNING t.id, t.dispatch, t.priority, t.tenant
 ), cleared AS (
     DELETE FROM outbox WHERE id IN (SELECT id FROM stale) AND EXISTS (SELECT FROM replayed)

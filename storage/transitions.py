@@ -1,4 +1,4 @@
-"""How a run ends: the one piece of SQL that record, release, rescue and undeliverable rows share.
+"""How a run ends and how a task begins anew: the SQL that several statements share.
 
 ENDING goes behind a CTE `ending` that has locked its tasks, in order of id, and says of each:
 
@@ -51,6 +51,11 @@ ENDING = """
     ON CONFLICT (task_id, dispatch) DO NOTHING
 )
 """
+
+REPLAYED = """status = 0, dispatch = t.dispatch + 1, replay = t.replay + 1, attempt = 1, losses = 0,
+        postponements = 0, errors = NULL, reason = NULL, cancel_requested = false, due_at = NULL,
+        started_at = NULL, finished_at = NULL, queued_at = NULL"""
+"""What an UPDATE of `tasks t` sets to begin a FAILED or CANCELLED task anew, under the next dispatch."""
 
 ENDED = "SELECT id, dispatch - CASE WHEN status = 1 THEN 1 ELSE 0 END, status FROM moved"
 """Goes behind ENDING: each task that moved, the dispatch that ended, and the status it led to."""

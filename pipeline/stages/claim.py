@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -10,6 +9,7 @@ import structlog
 from pipeline.clock import MonotonicClock
 from pipeline.flow import Stage
 from pipeline.stages.consume import Wave
+from storage.backoff import backoff_seconds
 from storage.errors import LockTimeout, OutcomeUnknown, Unavailable
 from storage.model import Run
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+FIRST_BACKOFF_SECONDS = 0.05
 LONGEST_BACKOFF_SECONDS = 2.0
 
 
@@ -65,14 +66,13 @@ class Claim(Stage[Wave, Claimed]):
         return Claimed(wave, runs)
 
     async def _claim(self, references: list[Reference], worker_id: UUID) -> list[Run]:
-        delay_seconds = 0.05
+        delays_seconds = backoff_seconds(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         while True:
             try:
                 return await self._runs.claim(references, worker_id, self._kinds)
             except (Unavailable, OutcomeUnknown, LockTimeout) as error:
                 log.warning("claim repeated", references=len(references), error=str(error))
-            await self._clock.sleep(delay_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-            delay_seconds = min(delay_seconds * 2, LONGEST_BACKOFF_SECONDS)
+            await self._clock.sleep(next(delays_seconds))
 
 
 class HandOver(Stage[Claimed, list[Run]]):

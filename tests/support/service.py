@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from storage.database import Address, Database
+from storage.database import Database
 from storage.migrate import migrate
+from tests.support.ledgers import address_of
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -70,16 +71,7 @@ class Service:
     """Processes of one service that share a database, a vhost and a folder of effects."""
 
     def __init__(self, database: servers.Database, amqp_url: str, folder: Path) -> None:
-        self.database = Database(
-            Address(
-                host=database.host,
-                port=database.port,
-                user=database.user,
-                password=database.password,
-                database=database.database,
-            ),
-            size=2,
-        )
+        self.database = Database(address_of(database), size=2)
         self.effects_file = folder / "effects"
         self.effects_file.touch()
         self._folder = folder

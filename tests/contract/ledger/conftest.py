@@ -10,8 +10,8 @@ import pytest_asyncio
 from pipeline.testing import ManualClock, MemoryLedger
 from storage.database import Address, Database
 from storage.ledger import PostgresLedger
-from storage.migrate import migrate
 from tests.contract.ledger.walk import Walk
+from tests.support.ledgers import migrated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -97,13 +97,7 @@ class PostgresBackend:
 async def ledger_address(postgres_server: PostgresServer) -> AsyncIterator[Address]:
     """A database with our schema, for the whole session."""
     async with postgres_server.database() as lent:
-        address = Address(
-            host=lent.host, port=lent.port, user=lent.user, password=lent.password, database=lent.database
-        )
-        database = Database(address, size=1)
-        await migrate(database)
-        await database.close()
-        yield address
+        yield await migrated(lent)
 
 
 @pytest.fixture
