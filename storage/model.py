@@ -42,11 +42,12 @@ class OutboxStatus(enum.IntEnum):
 
 
 class Reason(enum.StrEnum):
-    """Why a task is FAILED."""
+    """Why a run failed; of a FAILED task, why no other follows."""
 
     ERROR = "error"
     TIMEOUT = "timeout"
     UNDELIVERABLE = "undeliverable"
+    WORKER_LOST = "worker-lost"
     KILLS_WORKER = "kills-worker"
     RESULT_UNSTORABLE = "result_unstorable"
 

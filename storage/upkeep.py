@@ -32,7 +32,8 @@ WITH lost AS MATERIALIZED (
            CASE WHEN NOT l.worker_gone AND t.attempt <= t.max_retries THEN 1 ELSE 0 END AS attempts,
            CASE WHEN l.worker_gone THEN 1 ELSE 0 END AS losses, 0 AS postponements,
            NULL::text AS route, 0::float8 AS due_seconds, 0::float8 AS hold_seconds, NULL::text AS result,
-           CASE WHEN l.worker_gone THEN 'kills-worker' ELSE 'timeout' END AS reason,
+           CASE WHEN NOT l.worker_gone THEN 'timeout' WHEN t.losses + 1 >= $3::int AND NOT t.cancel_requested
+                THEN 'kills-worker' ELSE 'worker-lost' END AS reason,
            CASE WHEN l.worker_gone THEN 'WorkerLost' ELSE 'TimeoutError' END AS error_type,
            CASE WHEN l.worker_gone THEN 'its worker died' ELSE 'its worker did not end it in time' END
            AS error_message

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 DEAD_WORKERS_KEPT_SECONDS = 86_400.0
 
-LOST = Failure("WorkerLost", "its worker died", Reason.KILLS_WORKER)
+LOST = Failure("WorkerLost", "its worker died", Reason.WORKER_LOST)
+LOST_TOO_OFTEN = replace(LOST, reason=Reason.KILLS_WORKER)
 HUNG = Failure("TimeoutError", "its worker did not end it in time", Reason.TIMEOUT)
 
 
@@ -53,10 +54,11 @@ class MemoryUpkeep:
         return row.started_at is not None and row.started_at < self._state.now(-allowed_seconds)
 
     def _end_lost(self, row: TaskRow) -> None:
-        self._state.note(row, LOST)
+        last = row.losses + 1 >= MOST_LOSSES and not row.cancel_requested
+        self._state.note(row, LOST_TOO_OFTEN if last else LOST)
         row.losses += 1
-        if row.losses >= MOST_LOSSES:
-            self._state.fail(row, LOST.reason)
+        if last:
+            self._state.fail(row, LOST_TOO_OFTEN.reason)
         else:
             self._state.dispatch_again(row)
 

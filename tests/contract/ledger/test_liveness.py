@@ -76,6 +76,7 @@ async def test_the_runs_of_a_dead_worker_are_dispatched_again(walk: Walk, time: 
     assert [sent.id for sent in await walk.relay()] == [row.id]
     again = await walk.claim(task)
     assert (again.losses, again.attempt) == (1, 1)
+    assert [(error.type, error.reason) for error in task.errors] == [("WorkerLost", Reason.WORKER_LOST)]
 
 
 async def test_so_are_the_runs_of_a_worker_nobody_knows(ledger: Ledger, walk: Walk) -> None:
@@ -132,6 +133,23 @@ async def test_a_lost_run_whose_cancel_was_asked_is_cancelled(
     task, rows, letters = await walk.seen(run.task_id)
     assert (task.status, task.dispatch, rows, letters) == (Status.CANCELLED, 1, [], [])
     assert task.finished_at
+    assert [error.reason for error in task.errors] == [Reason.WORKER_LOST]
+
+
+async def test_a_cancel_that_was_asked_goes_before_the_fifth_loss(walk: Walk, time: Backend) -> None:
+    task = await walk.pending()
+    for _ in range(4):
+        await walk.claim(task)
+        await lose(walk, time)
+        task = await walk.task(task.id)
+    await walk.claim(task)
+    await walk.ledger.tasks.cancel(CALLER, task.id)
+
+    await lose(walk, time)
+
+    task = await walk.task(task.id)
+    assert (task.status, task.losses, task.reason) == (Status.CANCELLED, 5, None)
+    assert [error.reason for error in task.errors] == [Reason.WORKER_LOST] * 5
 
 
 async def test_the_fifth_lost_worker_is_the_last(walk: Walk, time: Backend) -> None:
@@ -144,6 +162,7 @@ async def test_the_fifth_lost_worker_is_the_last(walk: Walk, time: Backend) -> N
 
     task, rows, [letter] = await walk.seen(task.id)
     assert (task.reason, task.losses, task.dispatch, task.attempt) == (Reason.KILLS_WORKER, 5, 5, 1)
+    assert [error.reason for error in task.errors] == [Reason.WORKER_LOST] * 4 + [Reason.KILLS_WORKER]
     assert task.finished_at
     assert (letter.reason, letter.dispatch, letter.losses) == (Reason.KILLS_WORKER, 5, 5)
     assert rows[0].route == "tasks.dlq"
