@@ -34,8 +34,6 @@ MASK = "***"
 
 # Libraries that report what they do; only their warnings concern whoever runs Baton.
 NOISY = (
-    "aio_pika",
-    "aiormq",
     "asyncio",
     "httpcore",
     "httpx",
@@ -44,6 +42,8 @@ NOISY = (
     "uvicorn.access",
     "uvicorn.error",
 )
+# An error for each attempt to connect and a traceback for each loss; the broker's link says it once.
+REPEATED = ("aio_pika", "aiormq")
 
 # Each alternative captures what stays. The quantifiers are bounded: a text that opens a secret and never
 # closes it must not cost quadratic time.
@@ -84,11 +84,12 @@ def configure(log_format: LogFormat, level: LogLevel, stream: TextIO | None = No
     handler.setFormatter(_foreign(finish))
     logging.basicConfig(handlers=[handler], level=number, force=True)
     logging.captureWarnings(capture=True)
-    for name in NOISY:
+    least = dict.fromkeys(NOISY, logging.WARNING) | dict.fromkeys(REPEATED, logging.CRITICAL)
+    for name, least_number in least.items():
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
-        library.setLevel(max(number, logging.WARNING))
+        library.setLevel(max(number, least_number))
 
 
 class _Lines:

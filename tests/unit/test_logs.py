@@ -125,15 +125,13 @@ class TestStandardLibrary:
         try:
             int("amqp://baton:sesame@host/")
         except ValueError:
-            logging.getLogger("aio_pika").exception("lost %s", "amqp://baton:sesame@host/")
+            logging.getLogger("litestar").exception("lost %s", "amqp://baton:sesame@host/")
         [line] = lines(stream)
         assert "sesame" not in json.dumps(line)
         assert line["event"] == "lost amqp://baton:***@host/"
         assert "amqp://baton:***@host/" in line["exception"]
 
-    @pytest.mark.parametrize(
-        "name", ["uvicorn.error", "uvicorn.access", "aio_pika.robust_connection", "httpx"]
-    )
+    @pytest.mark.parametrize("name", ["uvicorn.error", "uvicorn.access", "litestar", "httpx"])
     def test_libraries_are_heard_from_warning_upwards(self, stream: io.StringIO, name: str) -> None:
         logging.getLogger(name).info("noise")
         logging.getLogger(name).warning("trouble")
@@ -142,7 +140,12 @@ class TestStandardLibrary:
     def test_the_level_error_quietens_them_further(self) -> None:
         stream = io.StringIO()
         logs.configure(LogFormat.JSON, LogLevel.ERROR, stream)
-        logging.getLogger("aiormq").warning("trouble")
+        logging.getLogger("httpx").warning("trouble")
+        assert stream.getvalue() == ""
+
+    @pytest.mark.parametrize("name", ["aiormq.connection", "aio_pika.robust_connection"])
+    def test_what_the_brokers_link_tells_once_is_not_told_again(self, stream: io.StringIO, name: str) -> None:
+        logging.getLogger(name).error("Connection attempt failed")
         assert stream.getvalue() == ""
 
     def test_a_handler_that_a_library_had_installed_is_gone(self) -> None:
