@@ -66,13 +66,14 @@ def arguments(name: str) -> dict[str, str | int]:
     """Give the frozen arguments of a route's queue; raises UnknownRoute.
 
     Every queue is a quorum queue. A work queue dead-letters to the DLQ only what was returned to it
-    DELIVERY_LIMIT times. A retry queue needs `reject-publish` for at-least-once dead-lettering
-    (RabbitMQ documentation, quorum queues, "activating at-least-once dead-lettering"); the default
-    exchange with an explicit routing key leaves no binding that could be lost.
+    DELIVERY_LIMIT times. The DLQ drops it then; without a limit of ours it would after 20, from RabbitMQ 4
+    on (RabbitMQ documentation, quorum queues, "poison message handling"). A retry queue needs
+    `reject-publish` for at-least-once dead-lettering (same place, "activating at-least-once
+    dead-lettering"); the default exchange with an explicit routing key leaves no binding that could be lost.
     """
     route = parse(name)
     if route.priority is None:
-        return {"x-queue-type": "quorum"}
+        return {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
     if not route.hold_seconds:
         return {
             "x-queue-type": "quorum",

@@ -81,8 +81,8 @@ class Bury(Stage["Delivery", None]):
 
     FAILED under that dispatch is kept; NEW or PENDING is sent again, since a message over the delivery
     limit takes live references with it; what nobody can decode is kept as raw bytes.
-    While the database is away it asks again and keeps the message: RabbitMQ 4 counts every return, and
-    drops a message of the DLQ after 20.
+    While the database is away it asks again and keeps the message: every return is counted, and a message
+    returned to the DLQ too often is dropped.
     """
 
     def __init__(self, dead_letters: DeadLetters, clock: Clock | None = None) -> None:

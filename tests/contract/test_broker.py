@@ -388,6 +388,19 @@ async def test_what_is_given_back_too_often_becomes_a_dead_letter(server: Server
         assert (await inbox.take()).body == b"2"
 
 
+async def test_a_dead_letter_may_be_given_back_as_often_as_anything_else(server: Server) -> None:
+    inbox = Inbox()
+    async with server.connect() as broker:
+        await fill(broker, 1, 2, route=DLQ)
+        await broker.consume(DLQ, 1, inbox)
+        for _ in range(DELIVERY_LIMIT + 1):
+            delivery = await inbox.take()
+            assert delivery.body == b"1"
+            await delivery.nack()
+
+        assert (await inbox.take()).body == b"2"
+
+
 async def test_what_is_rejected_becomes_a_dead_letter_at_once(server: Server) -> None:
     inbox, dead = Inbox(), Inbox()
     async with server.connect() as broker:

@@ -77,7 +77,7 @@ def test_the_arguments_of_queues_in_production_are_frozen() -> None:
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
-    assert arguments("tasks.dlq") == {"x-queue-type": "quorum"}
+    assert arguments("tasks.dlq") == {"x-queue-type": "quorum", "x-delivery-limit": 100}
 
 
 @pytest.mark.parametrize("name", ["tasks.medium", "tasks.medium.retry.5s", "tasks.dlq"])
