@@ -52,6 +52,11 @@ class Slots:
         """What is reserved, running, or waits for its verdict to become durable."""
         return frozenset(self._held)
 
+    @property
+    def started(self) -> frozenset[Reference]:
+        """What of it was claimed and runs, or has run."""
+        return frozenset(reference for reference, held in self._held.items() if held.running is not None)
+
     def __contains__(self, reference: Reference) -> bool:
         """Whether a reference is held: a second message of it is a duplicate."""
         return reference in self._held

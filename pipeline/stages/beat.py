@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -23,10 +23,18 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
+class _Differences(NamedTuple):
+    """What only the database holds, and what runs here without its knowledge."""
+
+    forgotten: frozenset[Reference] = frozenset()
+    foreign: frozenset[Reference] = frozenset()
+
+
 class Beat(Stage[None, None]):
     """Reports for duty and acts on the answer: cancels what was asked to stop, and mends differences.
 
-    A difference must show in two beats in a row: within one, a claim or a verdict may just be on its way.
+    A difference must show in two beats in a row, both answered: within one, a claim or a verdict may just
+    be on its way, and after an outage it may be on its way again.
     """
 
     def __init__(
@@ -47,11 +55,11 @@ class Beat(Stage[None, None]):
         self._queues = tuple(queues)
         self._unclaimed = unclaimed
         self._clock = clock or MonotonicClock()
-        self._forgotten: frozenset[Reference] = frozenset()
-        self._foreign: frozenset[Reference] = frozenset()
+        self._differences = _Differences()
 
     async def __call__(self, _tick: None) -> None:
         """Beat once; raises Unavailable or OutcomeUnknown, and the next tick tries again."""
+        earlier, self._differences = self._differences, _Differences()
         sent_at = self._clock.now()
         if not await self._workers.beat(self._report()):
             log.warning("declared dead, beginning anew", worker_id=str(self._duty.worker_id))
@@ -59,7 +67,7 @@ class Beat(Stage[None, None]):
             self._duty.declared_dead()
             return
         self._duty.heard(sent_at)
-        await self._compare()
+        self._differences = await self._compare(earlier)
 
     def _report(self) -> Report:
         return Report(
@@ -72,19 +80,20 @@ class Beat(Stage[None, None]):
             claimed_through=self._slots.newest(),
         )
 
-    async def _compare(self) -> None:
-        before = self._slots.held
+    async def _compare(self, earlier: _Differences) -> _Differences:
+        held, started = self._slots.held, self._slots.started
         holdings = await self._runs.held_by(self._duty.worker_id)
         for holding in holdings:
             if holding.cancel_requested:
                 self._slots.stop(holding.reference, Stop.CANCELLED)
         in_database = frozenset(holding.reference for holding in holdings)
-        forgotten = in_database - before - self._slots.held
-        foreign = (before & self._slots.held) - in_database
-        await self._release(forgotten & self._forgotten)
-        for reference in foreign & self._foreign:
+        forgotten = in_database - held - self._slots.held
+        # Of what had started before the question, the claim was in; of what was reserved, nobody can say.
+        foreign = (started & self._slots.held) - in_database
+        await self._release(forgotten & earlier.forgotten)
+        for reference in foreign & earlier.foreign:
             self._slots.stop(reference, Stop.LOST)
-        self._forgotten, self._foreign = forgotten, foreign
+        return _Differences(forgotten, foreign)
 
     async def _release(self, lost: frozenset[Reference]) -> None:
         if lost:

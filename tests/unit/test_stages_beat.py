@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +17,12 @@ from storage.model import Beat as Report
 from storage.model import Caller, Capacity, Priority, Reference
 from tests.support.builders import run
 from tests.support.stages import claimed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from storage.model import Holding
 
 CALLER = Caller()
 
@@ -52,6 +60,18 @@ async def forever() -> None:
     await asyncio.Event().wait()
 
 
+@contextmanager
+def away(hand: object, method: str) -> Iterator[None]:
+    """Let the database be away for one method of one hand."""
+
+    async def unavailable(_: object) -> None:
+        raise Unavailable("away")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hand, method, unavailable)
+        yield
+
+
 async def test_it_reports_the_worker_and_lets_it_start() -> None:
     heart = Heart(slots=4)
     await heart.beat(None)
@@ -75,12 +95,7 @@ async def test_a_heartbeat_counts_from_when_it_was_sent() -> None:
 
 async def test_a_heartbeat_without_an_answer_counts_for_nothing() -> None:
     heart = Heart()
-
-    async def away(_report: Report) -> bool:
-        raise Unavailable("away")
-
-    heart.ledger.workers.beat = away  # type: ignore[method-assign,assignment]  # the fault
-    with pytest.raises(Unavailable):
+    with away(heart.ledger.workers, "beat"), pytest.raises(Unavailable):
         await heart.beat(None)
     assert not heart.duty.fresh
 
@@ -127,6 +142,40 @@ async def test_what_the_database_does_not_give_it_is_stopped_at_the_second_beat(
     assert heart.slots.why(reference) is None
     await heart.beat(None)
     assert heart.slots.why(reference) is Stop.LOST
+
+
+async def test_a_difference_from_before_an_outage_is_forgotten() -> None:
+    heart, foreign = Heart(), run().reference
+    await heart.beat(None)
+    forgotten = await claimed(heart.ledger, heart.duty.worker_id)
+    heart.start(foreign)
+    await heart.beat(None)
+    with away(heart.ledger.runs, "held_by"), pytest.raises(Unavailable):
+        await heart.beat(None)
+    await heart.beat(None)
+    assert (heart.slots.why(foreign), await heart.sent_again()) == (None, [])
+    await heart.beat(None)
+    assert heart.slots.why(foreign) is Stop.LOST
+    assert await heart.sent_again() == [Reference(forgotten.task_id, 2)]
+
+
+async def test_a_run_whose_claim_came_in_during_the_comparison_is_left_alone() -> None:
+    heart, reference = Heart(), run().reference
+    heart.slots.reserve(reference)
+    await heart.beat(None)
+    original = heart.ledger.runs.held_by
+
+    async def overtaken(worker_id: UUID) -> list[Holding]:
+        holdings = await original(worker_id)
+        heart.slots.start(
+            run(task_id=reference.task_id, dispatch=reference.dispatch), asyncio.create_task(forever())
+        )
+        return holdings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heart.ledger.runs, "held_by", overtaken)
+        await heart.beat(None)
+    assert heart.slots.why(reference) is None
 
 
 async def test_a_worker_declared_dead_stops_all_and_begins_anew() -> None:
