@@ -30,7 +30,7 @@ LONGEST_TAIL = 4_000
 # Not `-m`: that searches the working directory first, where a folder `pipeline` would hide this package.
 # The child imports from where the worker does, whatever has been added to the path since it started.
 _PROGRAM = (
-    "import sys; sys.path[:] = sys.argv[1].split(':'); "
+    "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
     "from pipeline.handlers.child import main; main(*sys.argv[2:])"
 )
 
@@ -172,7 +172,7 @@ class _Child:
 def _spawn(arguments: Sequence[str], link: socket.socket, stderr: int) -> subprocess.Popen[bytes]:
     """Start a child in a session of its own; its stdout is our stderr, and soon so is its stderr."""
     return subprocess.Popen(  # noqa: S603 - our own program, and arguments from our settings
-        [sys.executable, "-c", _PROGRAM, ":".join(sys.path), *arguments],
+        [sys.executable, "-c", _PROGRAM, "\n".join(sys.path), *arguments],
         stdin=link.fileno(),
         stdout=2,
         stderr=stderr,

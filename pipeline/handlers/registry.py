@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.handlers.definition import Handler
@@ -48,20 +50,24 @@ class Handlers(Mapping[str, Handler[..., Any]]):
 def load(module_names: Iterable[str]) -> Handlers:
     """Import modules and collect the handlers at their top level, besides the built-in ones.
 
+    They are searched in the working directory too, where the settings are. A script does not have it on its
+    path; it goes to the end, where nothing in it hides what is installed.
     Raises HandlersError, naming every problem of every module.
     """
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     names = tuple(dict.fromkeys((BUILTIN, *module_names)))
     found: list[Handler[..., Any]] = []
     problems: list[str] = []
     for name in names:
         try:
-            here = _handlers_of(importlib.import_module(name))
+            its_own = _handlers_of(importlib.import_module(name))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - importing runs user code
             problems.append(f"{name}: cannot be imported: {_explain(error)}")
             continue
-        if not here:
+        if not its_own:
             problems.append(f'{name}: has no handler; a function becomes one by @handler("some.kind")')
-        found += here
+        found += its_own
     try:
         handlers = Handlers(found, names)
     except HandlersError as error:

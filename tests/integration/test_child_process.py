@@ -340,6 +340,24 @@ async def test_runners_choose_the_child_by_mode_or_for_being_alone() -> None:
     await eventually(lambda: not Path(f"/proc/{child}").exists())
 
 
+async def test_children_find_what_the_worker_found_in_its_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    (folder / "found_here.py").write_text(
+        "from pipeline.handlers import handler\n@handler('here', cpu=True)\ndef here(_): return __name__\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(folder)
+    handlers = load(["found_here"])
+    # A child is started where the worker is by then, and imports from where the worker did.
+    monkeypatch.chdir(tmp_path)
+    async with asyncio.timeout(20), Runners(1, handlers) as runners:
+        assert await runners.run(handlers["here"], b"0", CONTEXT) == '"found_here"'
+    del sys.modules["found_here"]
+
+
 async def test_signals_meant_for_the_worker_do_not_end_a_task(children: InChild) -> None:
     assert await _run(children, signals, None) == -signal.SIGTERM
 

@@ -216,6 +216,18 @@ def test_load_collects_the_handlers_of_modules_and_the_built_in_ones(declare: De
     assert handlers.modules == ("pipeline.handlers.builtin", name)
 
 
+def test_modules_are_found_in_the_working_directory_after_all_others(
+    declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = declare("shop_here", '@handler("order.here")\ndef here(payload): ...')
+    elsewhere = [entry for entry in sys.path if entry != str(tmp_path)]
+    monkeypatch.setattr(sys, "path", [*elsewhere])
+    monkeypatch.chdir(tmp_path)
+    assert "order.here" in load([name])
+    load([name])
+    assert sys.path == [*elsewhere, str(tmp_path)]
+
+
 def test_load_tells_all_problems_together(declare: Declare) -> None:
     first = declare("shop_first", '@handler("order.pay")\ndef pay(payload): ...')
     second = declare(
