@@ -7,6 +7,8 @@ SOURCES := gateway pipeline storage tests
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)
 BIN := .venv/bin
+# Most tests wait for servers, so three processes share two cores well; each has servers of its own.
+TEST_PROCESSES := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_PYTHON_PREFERENCE := only-system
@@ -18,7 +20,7 @@ run: .venv/synced ## start everything at http://127.0.0.1:8000, data in .baton/
 	@exec $(BIN)/baton run --embedded
 
 test: .venv/synced ## run every test, with private servers
-	@exec $(BIN)/pytest
+	@exec $(BIN)/pytest $(TEST_PROCESSES)
 
 check: .venv/synced ## check format, lint and types, then run every test
 	$(BIN)/ruff format --check $(SOURCES)

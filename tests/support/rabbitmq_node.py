@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import random
 import secrets
@@ -10,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -170,8 +172,14 @@ class RabbitmqNode(RabbitmqServer):
 
 def require_rabbitmq() -> None:
     """Install RabbitMQ where it is missing and root may; raises RabbitmqError with one line of remedy."""
-    if SCRIPTS.exists():
-        return
+    # Tests run in several processes: all of them wait for the one that installs, and for its last file.
+    with (Path(tempfile.gettempdir()) / f"baton-tests-{os.geteuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not SCRIPTS.exists():
+            _install_rabbitmq()
+
+
+def _install_rabbitmq() -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise RabbitmqError("RabbitMQ is not installed: as root run `apt-get install rabbitmq-server`, once")
     print("installing rabbitmq-server for the tests; no service is started", file=sys.__stderr__, flush=True)
