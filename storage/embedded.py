@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
+from storage.errors import StorageError
+
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import Iterator, Mapping
@@ -71,7 +73,7 @@ REMEDIES = (
 )
 
 
-class EmbeddedError(Exception):
+class EmbeddedError(StorageError):
     """The embedded PostgreSQL cannot be had."""
 
 

@@ -7,7 +7,8 @@ StorageError
 ├── LockTimeout          another transaction holds the row or key: this request alone fails
 ├── Overloaded           our own queue is full: come back later
 ├── Closed               this process is stopping
-└── SchemaMismatch       the database is older or newer than this code
+├── SchemaMismatch       the database is older or newer than this code
+└── EmbeddedError        the embedded server cannot be had (storage/embedded.py)
 """
 
 
