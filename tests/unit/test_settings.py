@@ -722,6 +722,18 @@ class TestShippedFiles:
         }
         assert dict(lines) == {**defaults, **self.COMPOSE}
 
+    def test_the_page_tells_every_setting_as_it_is(self) -> None:
+        rows = re.findall(r"^\| `[A-Z_]+` \|.*$", (ROOT / "documents/settings.md").read_text(), re.MULTILINE)
+        assert sorted(rows) == sorted(self.row(name) for name in FIELDS)
+
+    @staticmethod
+    def row(name: str) -> str:
+        field = FIELDS[name]
+        default = field.form.write(getattr(Settings(), field.attribute))
+        return (
+            f"| `{name}` | {f'`{default}`' if default else 'none'} | {field.meaning} | {field.form.allowed} |"
+        )
+
     @pytest.mark.parametrize("role", ["all", *Role])
     def test_env_example_need_only_be_renamed(self, folder: Path, role: str) -> None:
         (folder / ".env").write_bytes((ROOT / ".env.example").read_bytes())
