@@ -77,7 +77,10 @@ class Outbox(Protocol):
     """The relay's hand: a lease on rows until the broker has confirmed them."""
 
     async def poll(self, most: int, lease_seconds: float) -> list[OutboxRow]:
-        """Lease up to `most` due rows, by priority with a reserved share of 6:3:1."""
+        """Lease up to `most` due rows, by priority with a reserved share of 6:3:1.
+
+        Of a paused queue only the notices to the DLQ go, neither its tasks nor their retries.
+        """
 
     async def settle(self, confirmed: Sequence[tuple[int, float]]) -> None:
         """Delete confirmed rows (id, seconds its queue holds a message) and mark their tasks PENDING."""

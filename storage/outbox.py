@@ -19,30 +19,43 @@ if TYPE_CHECKING:
 # By predicate, never "id > last seen": ids become visible out of order. The shares are reserved for the
 # priorities that have work; what one leaves over goes to the others, highest first. As an array, because the
 # planner may run a LIMIT subquery of an UPDATE more than once, and may join it by reading the whole outbox;
-# counted in the order of the index, or it may read all that is due.
+# counted in the order of the index, or it may read all that is due. A paused queue has no rows but notices of
+# its dead tasks, found over their own index and not behind all that it holds back.
 _POLL = """
 WITH found AS (
-    SELECT q.priority, least(q.share, d.rows) AS wanted, d.rows
-    FROM (SELECT priority, ceil($1::int * (ARRAY[0.6, 0.3, 0.1])[priority])::int AS share
-          FROM queues WHERE NOT paused) q
+    SELECT q.priority, q.paused, least(q.share, d.rows) AS wanted, d.rows
+    FROM (SELECT priority, paused, ceil($1::int * (ARRAY[0.6, 0.3, 0.1])[priority])::int AS share
+          FROM queues) q
     CROSS JOIN LATERAL (SELECT count(*)::int AS rows FROM (
-        SELECT FROM outbox o WHERE o.status = 0 AND o.priority = q.priority AND o.available_at <= now()
-        AND (o.leased_until IS NULL OR o.leased_until < now()) ORDER BY o.available_at LIMIT $1) due) d
+        (SELECT 1 FROM outbox o WHERE NOT q.paused
+         AND o.status = 0 AND o.priority = q.priority AND o.available_at <= now()
+         AND (o.leased_until IS NULL OR o.leased_until < now()) ORDER BY o.available_at LIMIT $1)
+        UNION ALL
+        (SELECT 1 FROM outbox o WHERE q.paused AND o.route = 'tasks.dlq'
+         AND o.status = 0 AND o.priority = q.priority AND o.available_at <= now()
+         AND (o.leased_until IS NULL OR o.leased_until < now()) ORDER BY o.available_at LIMIT $1)) due) d
 ), ready AS (
-    SELECT priority, rows, greatest(0, least(wanted,
+    SELECT priority, paused, rows, greatest(0, least(wanted,
         $1 - (sum(wanted) OVER (ORDER BY priority) - wanted)::int)) AS reserved FROM found
 ), shares AS (
-    SELECT priority, reserved + greatest(0, least(rows - reserved,
+    SELECT priority, paused, reserved + greatest(0, least(rows - reserved,
         $1 - (sum(reserved) OVER ())::int
            - (sum(rows - reserved) OVER (ORDER BY priority) - (rows - reserved))::int)) AS quota FROM ready
 ), due AS (
     SELECT o.id FROM shares s CROSS JOIN LATERAL (
-        SELECT id FROM outbox o WHERE o.status = 0 AND o.priority = s.priority AND o.available_at <= now()
+        SELECT id FROM outbox o WHERE NOT s.paused
+        AND o.status = 0 AND o.priority = s.priority AND o.available_at <= now()
+        AND (o.leased_until IS NULL OR o.leased_until < now())
+        ORDER BY o.available_at, o.id LIMIT s.quota FOR NO KEY UPDATE SKIP LOCKED) o
+), notices AS (
+    SELECT o.id FROM shares s CROSS JOIN LATERAL (
+        SELECT id FROM outbox o WHERE s.paused AND o.route = 'tasks.dlq'
+        AND o.status = 0 AND o.priority = s.priority AND o.available_at <= now()
         AND (o.leased_until IS NULL OR o.leased_until < now())
         ORDER BY o.available_at, o.id LIMIT s.quota FOR NO KEY UPDATE SKIP LOCKED) o
 )
 UPDATE outbox o SET leased_until = now() + make_interval(secs => $2::float8)
-WHERE o.id = ANY (ARRAY(SELECT id FROM due))
+WHERE o.id = ANY (ARRAY(SELECT id FROM due UNION ALL SELECT id FROM notices))
 RETURNING o.id, o.task_id, o.dispatch, o.priority, o.route, o.attempts
 """
 

@@ -75,6 +75,8 @@ CREATE TABLE outbox (
         autovacuum_vacuum_cost_delay = 0);
 
 CREATE INDEX outbox_due ON outbox (priority, available_at, id) WHERE status = 0;
+-- A paused queue holds back its tasks and not the notices of its dead ones.
+CREATE INDEX outbox_notices ON outbox (priority, available_at, id) WHERE status = 0 AND route = 'tasks.dlq';
 CREATE INDEX outbox_task ON outbox (task_id);
 CREATE INDEX outbox_failed ON outbox (id) WHERE status = 1;
 

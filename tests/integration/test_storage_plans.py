@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 # One task every 100 ms. The first 300,000 have ended. Of the next, the even ones are NEW with a row that is
 # due; every fourth is at the broker, every other fourth waits for its retry. The last 400 run.
+# One queue is paused, with a third of all rows.
 LOAD = """
 CREATE FUNCTION task(n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE RETURN
     (lpad(to_hex(1700000000000 + n * 100), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid;
@@ -66,6 +67,7 @@ INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
     FROM generate_series(1, 75000) n;
 INSERT INTO outbox (task_id, dispatch, priority, route, status)
     SELECT task(15 + 30 * n), 1, 1, 'tasks.low', 1 FROM generate_series(1, 100) n;
+UPDATE queues SET paused = true WHERE name = 'tasks.low';
 INSERT INTO dead_letters (task_id, dispatch, kind, reason)
     SELECT id, 1, kind, reason FROM tasks WHERE status = 4;
 INSERT INTO audit (action, task_id, dispatch, reason) SELECT 'replay', id, 1, '' FROM tasks WHERE status = 5;
@@ -116,7 +118,7 @@ CASES: dict[str, tuple[int, Ask]] = {
     "statuses": (500, lambda hands: hands.tasks.statuses([task(3000 * n) for n in range(1, 101)])),
     "cancel": (50, lambda hands: hands.tasks.cancel(CALLER, task(300_002))),
     "replay": (300, lambda hands: hands.tasks.replay(CALLER, task(45), 1, "")),
-    "poll": (1500, lambda hands: hands.outbox.poll(100, 30.0)),
+    "poll": (600, lambda hands: hands.outbox.poll(100, 30.0)),
     "settle": (4000, lambda hands: hands.outbox.settle([(row, 0.0) for row in ROWS])),
     "release rows": (4000, lambda hands: hands.outbox.release(ROWS, 1.0)),
     "returned": (4000, lambda hands: hands.outbox.returned(ROWS, "", 1, 1.0)),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from pipeline.broker.topology import work_route
+from pipeline.broker.topology import DLQ, work_route
 from pipeline.testing.ledger.state import WAITING, require_storable
 from storage.model import Capacity, Failure, OutboxStatus, Priority, Reason, Status
 from storage.signals import OUTBOX
@@ -27,20 +27,20 @@ class MemoryOutbox:
         self._state = state
 
     async def poll(self, most: int, lease_seconds: float) -> list[OutboxRow]:
-        """Lease due rows, by priority with a reserved share of 6:3:1; none of a paused queue."""
+        """Lease due rows in shares of 6:3:1 by priority; of a paused queue only notices of dead tasks."""
         leased = _shared_out({priority: self._due(priority) for priority in Priority}, most)
         for row in leased:
             self._state.leased_until[row.id] = self._state.now(lease_seconds)
         return leased
 
     def _due(self, priority: Priority) -> list[OutboxRow]:
-        if work_route(priority) in self._state.paused:
-            return []
+        paused = work_route(priority) in self._state.paused
         now = self._state.now()
         due = [
             (row.available_at, row.id, row)
             for row in self._state.outbox.values()
             if row.priority is priority
+            and (row.route == DLQ or not paused)
             and row.status is OutboxStatus.WAITING
             and row.available_at is not None
             and row.available_at <= now

@@ -113,6 +113,32 @@ async def test_rows_of_a_paused_queue_stay(ledger: Ledger, walk: Walk, time: Bac
     assert await polled(ledger, 10) == {HIGH: 3, MEDIUM: 0, LOW: 0}
 
 
+async def test_so_do_the_retries_of_its_tasks_but_not_the_notices_of_dead_ones(
+    ledger: Ledger, walk: Walk, time: Backend
+) -> None:
+    retried, dead = [await walk.running(priority=HIGH) for _ in range(2)]
+    await time.pause("tasks.high")
+    await ledger.runs.record([builders.retry(retried), builders.dead(dead)])
+    await fill(walk, {HIGH: 3})
+
+    assert [(row.reference, row.route) for row in await walk.relay()] == [(dead.reference, "tasks.dlq")]
+
+    await time.resume("tasks.high")
+    assert [row.route for row in await walk.relay()] == ["tasks.high.retry.30s"] + ["tasks.high"] * 3
+
+
+async def test_the_notices_of_a_paused_queue_take_their_share(
+    ledger: Ledger, walk: Walk, time: Backend
+) -> None:
+    dead = [await walk.running(priority=HIGH) for _ in range(8)]
+    await time.pause("tasks.high")
+    await ledger.runs.record([builders.dead(run) for run in dead])
+    await fill(walk, {HIGH: 9, MEDIUM: 9, LOW: 9})
+
+    assert await polled(ledger, 10) == {HIGH: 6, MEDIUM: 3, LOW: 1}
+    assert await polled(ledger, 10) == {HIGH: 2, MEDIUM: 6, LOW: 2}
+
+
 async def test_a_confirmed_row_leaves_and_its_new_task_is_pending(
     ledger: Ledger, walk: Walk, time: Backend
 ) -> None:
