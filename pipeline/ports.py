@@ -116,8 +116,9 @@ class Runs(Protocol):
     ) -> list[Run]:
         """Take the references that wait under their dispatch; who is not returned was refused.
 
-        Also returns what this worker already holds, so a lost reply costs nothing. An unknown kind or a
-        paused queue is handed back in the same statement: an outbox row with the same dispatch.
+        Also returns what this worker already holds, so a lost reply costs nothing. An unknown kind, a
+        paused queue and all that a worker declared dead asks for is handed back in the same statement: an
+        outbox row with the same dispatch.
         """
 
     async def record(self, verdicts: Sequence[Verdict]) -> list[Recorded]:

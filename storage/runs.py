@@ -32,29 +32,34 @@ if TYPE_CHECKING:
 UNKNOWN_KIND_SECONDS = 30.0
 # While a queue is paused no relay sends its rows: they wait in the outbox, due as soon as it is resumed.
 PAUSED_SECONDS = 1.0
+# Who is declared dead may be the only worker: it is not sent the same again and again until a heartbeat tells it.
+DECLARED_DEAD_SECONDS = 1.0
 
 # Locked in order of id and never SKIP LOCKED: a row that another transaction holds for a moment would be
-# read as "refused" and its reference forgotten.
+# read as "refused" and its reference forgotten. Who is declared dead takes nothing, since it would be lost at
+# once; one look per statement. Who has not reported yet may take.
 _CLAIM = """
 WITH wanted AS (
     SELECT * FROM unnest($1::uuid[], $2::int[]) AS w(id, dispatch)
 ), waiting AS (
-    SELECT t.id, t.dispatch, t.priority, t.status = 2 OR (t.kind = ANY($4::text[]) AND NOT q.paused) AS ours,
-           q.name AS route, q.paused
+    SELECT t.id, t.dispatch, t.priority, q.name AS route,
+           CASE WHEN t.status = 2 THEN NULL WHEN q.paused THEN $5::float8
+                WHEN t.kind <> ALL ($4::text[]) THEN $6::float8
+                WHEN EXISTS (SELECT FROM workers WHERE id = $3 AND dead_at IS NOT NULL) THEN $7::float8
+           END AS later_seconds
     FROM wanted w JOIN tasks t ON t.id = w.id AND t.dispatch = w.dispatch
     JOIN queues q ON q.priority = t.priority
     WHERE t.status IN (0, 1) OR (t.status = 2 AND t.worker_id = $3)
     ORDER BY t.id FOR NO KEY UPDATE OF t
 ), taken AS (
     UPDATE tasks t SET status = 2, worker_id = $3, started_at = clock_timestamp()
-    FROM waiting w WHERE t.id = w.id AND w.ours
+    FROM waiting w WHERE t.id = w.id AND w.later_seconds IS NULL
     RETURNING t.id, t.dispatch, t.kind, t.kind_version, t.priority, t.attempt, t.max_retries,
               t.timeout_seconds, t.losses, t.postponements, t.replay, t.tenant, t.trace_context, t.queued_at
 ), returned AS (
     INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
-    SELECT id, dispatch, priority, route,
-           now() + make_interval(secs => CASE WHEN paused THEN $5::float8 ELSE $6::float8 END)
-    FROM waiting WHERE NOT ours
+    SELECT id, dispatch, priority, route, now() + make_interval(secs => later_seconds)
+    FROM waiting WHERE later_seconds IS NOT NULL
 )
 SELECT t.*, p.body FROM taken t JOIN payloads p ON p.task_id = t.id
 """
@@ -114,8 +119,9 @@ class PostgresRuns:
         self, references: Sequence[Reference], worker_id: UUID, kinds: Sequence[str]
     ) -> list[Run]:
         """Take what waits under its dispatch, and what this worker already holds from a lost reply."""
+        delays_seconds = (PAUSED_SECONDS, UNKNOWN_KIND_SECONDS, DECLARED_DEAD_SECONDS)
         rows = await self._database.fetch(
-            _CLAIM, [*_columns(references), worker_id, list(kinds), PAUSED_SECONDS, UNKNOWN_KIND_SECONDS]
+            _CLAIM, [*_columns(references), worker_id, list(kinds), *delays_seconds]
         )
         return [_run(row) for row in rows]
 

@@ -17,7 +17,7 @@ from storage.model import (
     Run,
     Status,
 )
-from storage.runs import PAUSED_SECONDS, UNKNOWN_KIND_SECONDS
+from storage.runs import DECLARED_DEAD_SECONDS, PAUSED_SECONDS, UNKNOWN_KIND_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,12 +45,20 @@ class MemoryRuns:
         if row is None or row.worker_id not in (None, worker_id):
             return None
         if row.status in WAITING:
-            paused = work_route(row.asked.priority) in self._state.paused
-            if paused or row.asked.kind not in kinds:
-                self._send_later(row, PAUSED_SECONDS if paused else UNKNOWN_KIND_SECONDS)
+            later_seconds = self._later_seconds(row, worker_id, kinds)
+            if later_seconds is not None:
+                self._send_later(row, later_seconds)
                 return None
             row.status, row.worker_id, row.started_at = Status.IN_PROGRESS, worker_id, self._state.now()
         return _run(row)
+
+    def _later_seconds(self, row: TaskRow, worker_id: UUID, kinds: Sequence[str]) -> float | None:
+        if work_route(row.asked.priority) in self._state.paused:
+            return PAUSED_SECONDS
+        if row.asked.kind not in kinds:
+            return UNKNOWN_KIND_SECONDS
+        worker = self._state.workers.get(worker_id)
+        return DECLARED_DEAD_SECONDS if worker and worker.dead_at else None
 
     def _send_later(self, row: TaskRow, delay_seconds: float) -> None:
         self._state.send(row, available_at=self._state.now(delay_seconds))

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from storage.model import Caller, Priority, Reason, Reference, Status
-from tests.contract.ledger.walk import LEASE_SECONDS
+from tests.contract.ledger.walk import KINDS, LEASE_SECONDS
 from tests.support import builders
 
 if TYPE_CHECKING:
@@ -95,6 +95,24 @@ async def test_so_are_the_runs_left_by_a_worker_that_signed_off(ledger: Ledger, 
     assert await ledger.upkeep.rescue(10, LEASE_SECONDS) == 1
 
     assert (await walk.task(run.task_id)).status is Status.PENDING
+
+
+async def test_a_worker_declared_dead_claims_nothing_and_what_it_was_sent_comes_again(
+    ledger: Ledger, walk: Walk, time: Backend
+) -> None:
+    run, waiting = await walk.running(), await walk.pending()
+    await time.advance(LEASE_SECONDS + 5)
+    await ledger.workers.declare_dead(LEASE_SECONDS)
+
+    again = await ledger.runs.claim([run.reference, Reference(waiting.id, 1)], walk.worker_id, KINDS)
+
+    assert [one.reference for one in again] == [run.reference], "what it holds is the janitor's to take"
+    task, [row], _ = await walk.seen(waiting.id)
+    assert (task.status, row.reference, row.route) == (Status.PENDING, Reference(task.id, 1), "tasks.medium")
+    await time.advance(5)
+    assert [sent.id for sent in await walk.relay()] == [row.id]
+    assert await walk.tries_to_claim(row.reference)
+    assert (await walk.task(task.id)).losses == 0
 
 
 async def test_the_runs_of_a_live_worker_are_left_alone(ledger: Ledger, walk: Walk, time: Backend) -> None:
