@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from pipeline.broker import BrokerUnavailable, QueueMismatch
-from pipeline.broker.rabbit.link import CLOSE_SECONDS, CONNECT_SECONDS, backoff_seconds, calling
+from pipeline.broker.rabbit.link import CLOSE_SECONDS, CONNECT_SECONDS, calling, pauses_seconds
 from pipeline.broker.rabbit.queues import depth
 from pipeline.broker.rabbit.session import Session
 
@@ -71,20 +71,19 @@ class RabbitSubscription:
         await self._leave()
 
     async def _keep(self) -> None:
-        failures, told = 0, ""
+        pauses, told = pauses_seconds(), ""
         while True:
             try:
                 connection = await self._link.connected()
                 session = await self._enter(connection)
-                failures, told = 0, ""
+                pauses, told = pauses_seconds(), ""
                 await self._watch(session, connection)
             except Exception as error:  # noqa: BLE001 - a consumer that is wanted must never silently be gone
-                failures += 1
                 if str(error) != told:
                     told = str(error)
                     log.warning("cannot consume, trying on", queue=self._queue, error=told)
             await self._leave()
-            await asyncio.sleep(backoff_seconds(failures))
+            await asyncio.sleep(next(pauses))
 
     async def _enter(self, connection: AbstractConnection) -> Session:
         """Declare the queue and consume it on a new channel."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,10 @@ from aiormq.exceptions import AMQPError
 
 from pipeline.broker import BrokerUnavailable
 from pipeline.broker.rabbit.transport import AbortableConnection
+from storage.backoff import backoff_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from aio_pika.abc import AbstractConnection
     from aiormq.abc import AbstractChannel as Channel
@@ -26,14 +26,15 @@ log = structlog.get_logger()
 HEARTBEAT_SECONDS = 30
 CONNECT_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
+FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 5.0
 BLOCKED_POLL_SECONDS = 0.5
 REMINDER_SECONDS = 60.0
 
 
-def backoff_seconds(failures: int) -> float:
-    """Choose how long to wait after so many failures in a row; random, lest a fleet comes back as one."""
-    return min(LONGEST_BACKOFF_SECONDS, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+def pauses_seconds() -> Iterator[float]:
+    """Begin a series of waits for the broker, from a tenth of a second to five."""
+    return backoff_seconds(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
 
 
 def cancelled() -> bool:
@@ -167,7 +168,7 @@ class Link:
                 self._withdraw()
                 self._shut(connection)
             log.warning("broker connection lost", connection=self._name, error=self._trouble)
-            await asyncio.sleep(backoff_seconds(0))
+            await asyncio.sleep(next(pauses_seconds()))
 
     def _withdraw(self) -> None:
         self._connection = None
@@ -195,7 +196,7 @@ class Link:
     async def _connect(self) -> AbortableConnection:
         """Try until it works; tell of the first failure, of each new kind, and now and then."""
         loop = asyncio.get_running_loop()
-        failures, told, told_at = 0, "", 0.0
+        attempts, told, told_at, pauses = 0, "", 0.0, pauses_seconds()
         while True:
             try:
                 async with calling(CONNECT_SECONDS):
@@ -207,11 +208,11 @@ class Link:
             except Exception as error:  # noqa: BLE001 - whatever keeps us away, a process that lives tries again
                 self._trouble = str(error)
             self._tried.set()
-            failures += 1
+            attempts += 1
             if self._trouble != told or loop.time() - told_at > REMINDER_SECONDS:
                 told, told_at = self._trouble, loop.time()
-                log.error("broker unreachable, trying on", server=self._server, error=told, attempts=failures)
-            await asyncio.sleep(backoff_seconds(failures))
+                log.error("broker unreachable, trying on", server=self._server, error=told, attempts=attempts)
+            await asyncio.sleep(next(pauses))
 
     @property
     def _server(self) -> str:
