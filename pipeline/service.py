@@ -20,7 +20,7 @@ from pipeline.slots import Slots
 from storage.errors import OutcomeUnknown, StorageError, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from pipeline.handlers.registry import Handlers
     from pipeline.roles import Ports
@@ -45,7 +45,7 @@ async def serve(
     handlers = load(settings.handlers)
     async with roles.open_ports(settings) as ports:
         if await _ready(ports, stop):
-            await _run(settings, ports, handlers, announce, stop)
+            await Process(settings, ports, handlers, announce, stop).run()
     log.info("stopped")
 
 
@@ -65,95 +65,90 @@ async def _ready(ports: Ports, stop: asyncio.Event) -> bool:
     return False
 
 
-async def _run(
-    settings: Settings,
-    ports: Ports,
-    handlers: Handlers,
-    announce: Callable[[str], None],
-    stop: asyncio.Event,
-) -> None:
-    """Run all roles side by side. The relay stops last: until then what others hand back still moves."""
-    drained = asyncio.Event()
-    grace_seconds = settings.drain_seconds
-    async with asyncio.TaskGroup() as relaying:
-        if Role.RELAY in settings.role:
-            relay = roles.relay(ports, settings).run(drained, grace_seconds)
-            relaying.create_task(_named(Role.RELAY, relay))
+class Process:
+    """The roles of one process, and what they share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ports: Ports,
+        handlers: Handlers,
+        announce: Callable[[str], None],
+        stop: asyncio.Event,
+    ) -> None:
+        self._settings = settings
+        self._ports = ports
+        self._handlers = handlers
+        self._announce = announce
+        self._stop = stop
+        self._grace_seconds = settings.drain_seconds
+
+    async def run(self) -> None:
+        """Run all roles side by side. The relay stops last: until then what others hand back still moves."""
+        drained = asyncio.Event()
+        async with asyncio.TaskGroup() as relaying:
+            if Role.RELAY in self._settings.role:
+                relay = roles.relay(self._ports, self._settings).run(drained, self._grace_seconds)
+                relaying.create_task(_named(Role.RELAY, relay))
+            try:
+                async with asyncio.TaskGroup() as others:
+                    for role, running in self._others():
+                        others.create_task(_named(role, running))
+                    await self._stop.wait()
+                    log.info("draining", grace_seconds=self._grace_seconds)
+            finally:
+                drained.set()
+
+    def _others(self) -> Iterator[tuple[Role, Coroutine[Any, Any, None]]]:
+        wanted = self._settings.role
+        if Role.GATEWAY in wanted:
+            yield Role.GATEWAY, self._gateway()
+        if Role.WORKER in wanted:
+            yield Role.WORKER, self._worker()
+        if Role.DEAD_LETTER in wanted:
+            yield Role.DEAD_LETTER, roles.dead_letter(self._ports).run(self._stop, self._grace_seconds)
+        if Role.JANITOR in wanted:
+            for flow in roles.janitor(self._ports, self._settings):
+                yield Role.JANITOR, flow.run(self._stop, self._grace_seconds)
+
+    async def _worker(self) -> None:
+        """Work until told to stop. The heart beats on while the last runs end, then the worker signs off."""
+        settings = self._settings
+        slots = Slots(settings.worker_concurrency)
+        duty = Duty(MonotonicClock(), settings.worker_lease_seconds)
+        drained = asyncio.Event()
+        logs = {"log_format": settings.log_format, "log_level": settings.log_level}
+        async with Runners(settings.worker_concurrency, self._handlers, **logs) as runners:
+            work, beat = roles.worker(self._ports, settings, self._handlers, runners, slots=slots, duty=duty)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(beat.run(drained, 0.0))
+                try:
+                    await work.run(self._stop, self._grace_seconds)
+                finally:
+                    drained.set()
+        if not slots.held:
+            await self._sign_off(duty)
+
+    async def _sign_off(self, duty: Duty) -> None:
+        """Close the worker's row; where that fails it is declared dead after a lease, and held nothing."""
         try:
-            async with asyncio.TaskGroup() as others:
-                for running in _others(settings, ports, handlers, announce, stop):
-                    others.create_task(running)
-                await stop.wait()
-                log.info("draining", grace_seconds=grace_seconds)
-        finally:
-            drained.set()
+            await self._ports.ledger.workers.close(duty.worker_id)
+        except StorageError as error:
+            log.warning("worker not signed off", worker_id=str(duty.worker_id), error=str(error))
 
-
-def _others(
-    settings: Settings,
-    ports: Ports,
-    handlers: Handlers,
-    announce: Callable[[str], None],
-    stop: asyncio.Event,
-) -> list[Coroutine[Any, Any, None]]:
-    grace_seconds = settings.drain_seconds
-    running: list[Coroutine[Any, Any, None]] = []
-    if Role.GATEWAY in settings.role:
-        running.append(_named(Role.GATEWAY, _gateway(settings, ports, handlers, announce, stop)))
-    if Role.WORKER in settings.role:
-        running.append(_named(Role.WORKER, _worker(settings, ports, handlers, stop)))
-    if Role.DEAD_LETTER in settings.role:
-        running.append(_named(Role.DEAD_LETTER, roles.dead_letter(ports).run(stop, grace_seconds)))
-    if Role.JANITOR in settings.role:
-        flows = roles.janitor(ports, settings)
-        running += [_named(Role.JANITOR, flow.run(stop, grace_seconds)) for flow in flows]
-    return running
+    async def _gateway(self) -> None:
+        """Serve HTTP. The gateway is found by name: it imports the pipeline, never the other way round."""
+        settings = self._settings
+        gateway_settings = import_module("gateway.settings").GatewaySettings.from_settings(settings)
+        app = import_module("gateway.app").create_app(self._ports.ledger, self._handlers, gateway_settings)
+        server = import_module("gateway.server")
+        await server.serve(app, settings.host, settings.port, self._stop, self._grace_seconds, self._announce)
 
 
 async def _named(role: Role, running: Coroutine[Any, Any, None]) -> None:
     """Let every log line of a role, and of the tasks it starts, say which role it is."""
     structlog.contextvars.bind_contextvars(role=role.value)
     await running
-
-
-async def _worker(settings: Settings, ports: Ports, handlers: Handlers, stop: asyncio.Event) -> None:
-    """Work until told to stop. The heart beats on while the last runs end, then the worker signs off."""
-    slots = Slots(settings.worker_concurrency)
-    duty = Duty(MonotonicClock(), settings.worker_lease_seconds)
-    drained = asyncio.Event()
-    logs = {"log_format": settings.log_format, "log_level": settings.log_level}
-    async with Runners(settings.worker_concurrency, handlers, **logs) as runners:
-        work, beat = roles.worker(ports, settings, handlers, runners, slots=slots, duty=duty)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(beat.run(drained, 0.0))
-            try:
-                await work.run(stop, settings.drain_seconds)
-            finally:
-                drained.set()
-    if not slots.held:
-        await _sign_off(ports, duty)
-
-
-async def _sign_off(ports: Ports, duty: Duty) -> None:
-    """Close the worker's row; where that fails it is declared dead after a lease, and held nothing."""
-    try:
-        await ports.ledger.workers.close(duty.worker_id)
-    except StorageError as error:
-        log.warning("worker not signed off", worker_id=str(duty.worker_id), error=str(error))
-
-
-async def _gateway(
-    settings: Settings,
-    ports: Ports,
-    handlers: Handlers,
-    announce: Callable[[str], None],
-    stop: asyncio.Event,
-) -> None:
-    """Serve HTTP. The gateway is found by name: it imports the pipeline, never the other way round."""
-    gateway_settings = import_module("gateway.settings").GatewaySettings.from_settings(settings)
-    app = import_module("gateway.app").create_app(ports.ledger, handlers, gateway_settings)
-    server = import_module("gateway.server")
-    await server.serve(app, settings.host, settings.port, stop, settings.drain_seconds, announce)
 
 
 def _listen_for_signals(stop: asyncio.Event) -> None:

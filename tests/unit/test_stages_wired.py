@@ -10,7 +10,7 @@ from pipeline import roles, service
 from pipeline.broker.topology import DLQ, work_route
 from pipeline.handlers import handler
 from pipeline.handlers.registry import Handlers
-from pipeline.settings import Settings
+from pipeline.settings import Role, Settings
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import Unavailable
 from storage.model import Caller, Priority, Status
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from storage.model import Reference, Run
 
 CALLER = Caller()
-SETTINGS = Settings(worker_concurrency=4, drain_seconds=0.2)
+ROLES = frozenset({Role.RELAY, Role.WORKER, Role.DEAD_LETTER})
+SETTINGS = Settings(role=ROLES, worker_concurrency=4, drain_seconds=0.2)
 
 
 @handler("wired.echo")
@@ -56,21 +57,15 @@ class Process:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run until the block ends, then drain, the relay last; within the grace, or it is a TimeoutError."""
-        ports, stopped = roles.Ports(self.ledger, self.broker), asyncio.Event()
-        before = asyncio.all_tasks()
+        """Run until the block ends, then drain; within the grace, or it is a TimeoutError."""
+        ports, before = roles.Ports(self.ledger, self.broker), asyncio.all_tasks()
+        process = service.Process(SETTINGS, ports, HANDLERS, announce=print, stop=self.stop)
         async with self.broker:
-            relay = asyncio.create_task(roles.relay(ports, SETTINGS).run(stopped, 1.0))
-            others = asyncio.gather(
-                service._worker(SETTINGS, ports, HANDLERS, self.stop),
-                roles.dead_letter(ports).run(self.stop, 1.0),
-            )
+            running = asyncio.create_task(process.run())
             yield
             self.stop.set()
             async with asyncio.timeout(3):
-                await others
-                stopped.set()
-                await relay
+                await running
         await eventually(lambda: asyncio.all_tasks() == before)
 
     async def submit(self, kind: str, **fields: Any) -> UUID:
@@ -85,6 +80,13 @@ class Process:
 
         await eventually(has, seconds=3)
 
+    async def at_rest(self) -> bool:
+        """Whether no row waits for the broker, no message for a consumer, and no delivery for its ack."""
+        rows = await self.ledger.outbox.find(CALLER, status=None, before=None, limit=1)
+        depths = [await self.broker.depth(queue) for queue in [*map(work_route, Priority), DLQ]]
+        unsettled = [subscription.unsettled for subscription in self.broker._subscriptions]
+        return not any([*rows, *unsettled, *(depth is not None and depth.ready for depth in depths)])
+
     async def workers(self) -> int:
         return (await self.ledger.outbox.capacity())[Priority.MEDIUM].workers
 
@@ -98,6 +100,7 @@ async def test_tasks_reach_their_outcome_and_nothing_is_left_behind() -> None:
             await process.becomes(task_id, Status.COMPLETED)
         await process.becomes(dead, Status.FAILED)
         assert await process.workers() == 1
+        await eventually(process.at_rest)
     async with process.broker:
         queues = [*map(work_route, Priority), DLQ]
         assert [await kept(process.broker, queue) for queue in queues] == [0, 0, 0, 0]
