@@ -196,11 +196,11 @@ class TestDepth:
     async def test_an_unclosed_text_full_of_quotes_costs_no_time(self, api: Gateway) -> None:
         body = b"[" * 65 + b'"' + b'\\"' * 100_000
 
-        begun = time.perf_counter()
+        begun = time.thread_time()
         answer = await api.send(body)
 
         assert problem(answer) == (400, "too-deep")
-        assert time.perf_counter() - begun < 1.0
+        assert time.thread_time() - begun < 1.0
 
 
 class TestValues:

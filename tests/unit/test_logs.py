@@ -216,9 +216,9 @@ class TestOddValues:
     @pytest.mark.parametrize("part", ["a://u:", "://", "password", "bearer ", 'secret="', "a.b+"])
     @pytest.mark.parametrize("name", ["value", "exception"])
     def test_no_text_takes_long_to_search_for_secrets(self, name: str, part: str) -> None:
-        began = time.perf_counter()
+        began = time.thread_time()
         logs.tame(None, "", {name: part * 500_000})
-        assert time.perf_counter() - began < 0.5
+        assert time.thread_time() - began < 0.5
 
     def test_a_stream_that_nobody_reads(self) -> None:
         logs.configure(LogFormat.JSON, LogLevel.INFO, Broken())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -179,16 +178,3 @@ async def test_without_a_queue_for_dead_letters_they_are_dropped() -> None:
 
         assert (await inbox.take()).body == b"2"
         assert await broker.depth(DLQ) is None
-
-
-async def test_it_is_faster_than_all_that_stands_before_it() -> None:
-    number, inbox = 50_000, Inbox()
-    async with MemoryBroker() as broker:
-        await broker.consume(WORK, 100, inbox)
-        started = time.perf_counter()
-        for start in range(0, number, 500):
-            await broker.publish(messages(*range(start, start + 500)))
-            for _ in range(500):
-                await (await inbox.take()).ack()
-
-        assert number / (time.perf_counter() - started) > 20_000
