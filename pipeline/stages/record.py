@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING
 
 import structlog
 
 from pipeline.flow import Stage
-from storage.errors import LockTimeout, Refused
+from storage.backoff import backoff_seconds
+from storage.errors import Refused, StorageError
 from storage.group_commit import GroupCommit
 from storage.model import Dead, Done, Failure, Reason, Recorded, Retry, Verdict
 
@@ -17,11 +19,15 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+FIRST_BACKOFF_SECONDS = 0.05
+LONGEST_BACKOFF_SECONDS = 2.0
+
 
 class Record(Stage[Verdict, Recorded]):
     """Returns when the verdict is durable, or was refused because a later dispatch had taken over.
 
     A verdict that the database refuses as data is written once more, as FAILED with `result_unstorable`.
+    Whatever else the database says, the verdict is written again: a missing right or column may be mended.
     """
 
     def __init__(self, runs: Runs) -> None:
@@ -42,12 +48,16 @@ class Record(Stage[Verdict, Recorded]):
         return recorded
 
     async def _write(self, verdict: Verdict) -> Recorded:
+        delays_seconds = backoff_seconds(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         while True:
             try:
                 return await self._commit.add(verdict, _size_bytes(verdict))
-            except LockTimeout as error:
-                # The run is over, and its verdict has nowhere else to go. The database itself has waited.
+            except Refused:
+                raise
+            except StorageError as error:
+                # The run is over and its verdict has nowhere else to go: given up, all would be done again.
                 log.warning("verdict repeated", task_id=str(verdict.run.task_id), error=str(error))
+            await asyncio.sleep(next(delays_seconds))
 
 
 def _size_bytes(verdict: Verdict) -> int:

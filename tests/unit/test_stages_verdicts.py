@@ -16,7 +16,15 @@ from pipeline.handlers.runners import Runners
 from pipeline.slots import Slots, Stop
 from pipeline.stages import DeadLetter, Execute, Record, RouteRetry, each
 from pipeline.testing import ManualClock, MemoryLedger
-from storage.errors import LockTimeout, OutcomeUnknown, Refused, StorageError, Unavailable
+from storage.errors import (
+    Closed,
+    LockTimeout,
+    OutcomeUnknown,
+    Refused,
+    SchemaMismatch,
+    StorageError,
+    Unavailable,
+)
 from storage.model import Caller, Done, Reason, Recorded, Status
 from tests.support.builders import dead, done, run
 from tests.support.stages import claimed
@@ -70,7 +78,17 @@ class TestRecord:
         assert shown is not None
         assert shown.reason == Reason.RESULT_UNSTORABLE
 
-    @pytest.mark.parametrize("failure", [OutcomeUnknown("lost"), Unavailable("away"), LockTimeout("locked")])
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            OutcomeUnknown("lost"),
+            Unavailable("away"),
+            LockTimeout("locked"),
+            SchemaMismatch("column does not exist"),
+            StorageError("permission denied for table tasks"),
+            Closed("the writer was cancelled"),
+        ],
+    )
     async def test_a_verdict_is_not_given_up_while_the_database_may_yet_take_it(
         self, failure: StorageError
     ) -> None:
