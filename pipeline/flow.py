@@ -189,7 +189,9 @@ class Flow(Generic[T, Out]):
             log.warning("given back", source=_name(self.source), error=_text(error))
         try:
             await asyncio.shield(parcel.settle(failure))
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            if _cancelled():
+                raise
             log.exception("not settled; it will come again", source=_name(self.source))
 
 

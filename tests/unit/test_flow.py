@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
+from structlog.testing import capture_logs
 
 from pipeline.flow import Flow, Parcel, Stage, flow, unless
 from tests.support.waiting import eventually
@@ -243,6 +244,17 @@ async def test_an_item_that_cannot_be_settled_does_not_end_the_flow() -> None:
     source, collect = Unsettled(1, 2), Collect()
     await run_until_settled(source, 2, collect)
     assert collect.items == [1, 2]
+
+
+async def test_an_item_whose_settling_the_driver_breaks_off_is_told_of() -> None:
+    class BrokenOff(Numbers):
+        async def _settle(self, number: int, failure: BaseException | None) -> None:
+            await super()._settle(number, failure)
+            raise asyncio.CancelledError
+
+    with capture_logs() as logs:
+        await run_until_settled(BrokenOff(1), 1, Collect())
+    assert [line["event"] for line in logs] == ["not settled; it will come again"]
 
 
 async def test_a_stage_that_settles_has_the_last_word() -> None:
