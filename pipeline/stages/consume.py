@@ -92,6 +92,7 @@ class Consume:
         self._waiting: dict[str, deque[_Waiting]] = {queue: deque() for queue in queues}
         self._shares = {queue: SHARES[parse(queue).priority or Priority.LOW] for queue in queues}
         self._credit = dict.fromkeys(queues, 0)
+        self._claiming: dict[Reference, list[_Message]] = {}
         self._subscriptions: list[Subscription] = []
         self._settling: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -150,14 +151,18 @@ class Consume:
 
     async def _take(self) -> Wave | None:
         """Reserve a slot for each reference taken; duplicates of what is held are settled on the way."""
-        taken: list[_Waiting] = []
+        taken: list[Reference] = []
         while self._slots.free and (queue := self._next_queue()) is not None:
-            waiting = self._waiting[queue].popleft()
-            if waiting.reference in self._slots:
-                await waiting.message.close()
-                continue
-            self._slots.reserve(waiting.reference)
-            taken.append(waiting)
+            reference, message, _ = self._waiting[queue].popleft()
+            if reference in self._claiming:
+                # The first message may be of a connection that is gone: then the broker has only this one.
+                self._claiming[reference].append(message)
+            elif reference in self._slots:
+                await message.close()
+            else:
+                self._slots.reserve(reference)
+                self._claiming[reference] = [message]
+                taken.append(reference)
         return self._wave(taken) if taken else None
 
     def _next_queue(self) -> str | None:
@@ -171,20 +176,17 @@ class Consume:
         self._credit[chosen] -= sum(self._shares[queue] for queue in ready)
         return chosen
 
-    def _wave(self, taken: list[_Waiting]) -> Wave:
+    def _wave(self, taken: list[Reference]) -> Wave:
         async def settle(failure: BaseException | None) -> None:
             if failure is not None:
                 # Given back at once it would come straight back, until the delivery limit ends it.
                 await unless(self._stopping, self._clock.sleep(GIVE_BACK_SECONDS))
-            for waiting in taken:
-                if failure is None:
-                    await waiting.message.close()
-                else:
-                    self._slots.release(waiting.reference)
-                    await waiting.message.give_back()
+                for reference in taken:
+                    self._slots.release(reference)
+            for message in [message for reference in taken for message in self._claiming.pop(reference)]:
+                await (message.close() if failure is None else message.give_back())
 
-        references = [waiting.reference for waiting in taken]
-        return Wave(references, Parcel(references, settle))
+        return Wave(taken, Parcel(taken, settle))
 
     async def _hand_back(self) -> None:
         """Give what has waited too long for a slot back through the database, then let its message go."""

@@ -96,6 +96,25 @@ async def test_a_duplicate_of_what_is_held_costs_no_slot_and_its_message_goes() 
         await parcel.settle(None)
 
 
+@pytest.mark.parametrize(("failure", "left"), [(None, 0), (ValueError("a bug"), 1)])
+async def test_a_message_that_comes_again_during_its_claim_shares_its_fate(
+    failure: Exception | None, left: int
+) -> None:
+    async with MemoryBroker() as broker, consume(broker, Slots(2)) as source:
+        await broker.publish([Message(HIGH, encode(references(1)))])
+        parcel = await source.pull()
+        assert parcel is not None
+        broker.stop()
+        broker.start()
+        await eventually(lambda: source.unclaimed == 1)
+        pulling = asyncio.create_task(source.pull())
+        await eventually(lambda: source.unclaimed == 0)
+        await source.quiesce()
+        await pulling
+        await parcel.settle(failure)
+        assert await kept(broker, HIGH) == left
+
+
 async def test_messages_that_name_no_task_do_not_use_up_the_prefetch() -> None:
     [reference] = references(1)
     async with MemoryBroker() as broker, consume(broker, Slots(1)) as source:
