@@ -124,6 +124,7 @@ class Runs(Protocol):
     async def record(self, verdicts: Sequence[Verdict]) -> list[Recorded]:
         """Write verdicts, results, dead letters and next outbox rows; one answer each, in order.
 
+        A verdict that was recorded before, and whose reply was lost, is answered as it was then.
         Raises Refused where the data itself cannot be stored.
         """
 

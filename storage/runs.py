@@ -22,7 +22,7 @@ from storage.signals import DONE, OUTBOX
 from storage.transitions import ENDED, ENDING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from storage.database import Database, Row
     from storage.model import Failure, Verdict
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 UNKNOWN_KIND_SECONDS = 30.0
 # While a queue is paused no relay sends its rows: they wait in the outbox, due as soon as it is resumed.
 PAUSED_SECONDS = 1.0
-# Who is declared dead may be the only worker: it is not sent the same again and again until a heartbeat tells it.
+# Who is declared dead may be the only worker: it is not sent the same without end until a heartbeat tells it.
 DECLARED_DEAD_SECONDS = 1.0
 
 # Locked in order of id and never SKIP LOCKED: a row that another transaction holds for a moment would be
@@ -81,6 +81,26 @@ WITH given AS (
     + ENDED
 )
 
+# What a verdict that moved nothing had moved before, when its reply was lost: the task is where it led,
+# and of that run the task shows what the verdict says, and nothing that a rescue said.
+_RECORDED_BEFORE = """
+SELECT t.id, g.dispatch, CASE WHEN t.dispatch = g.dispatch THEN t.status ELSE 1 END
+FROM unnest($1::uuid[], $2::int[], $3::int[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[])
+    AS g(id, dispatch, replay, status, result, reason, error_type, error_message)
+JOIN tasks t ON t.id = g.id AND t.replay = g.replay
+WHERE t.started_at IS NOT NULL
+AND CASE WHEN t.dispatch > g.dispatch THEN g.status = 1
+         WHEN t.dispatch < g.dispatch THEN false
+         WHEN t.status = 5 AND t.cancel_requested THEN g.status <> 3
+         ELSE t.status = g.status AND t.status >= 3 END
+AND CASE WHEN g.error_type IS NULL
+         THEN NOT coalesce(t.errors, '[]') @> jsonb_build_array(jsonb_build_object('dispatch', g.dispatch))
+         ELSE t.errors @> jsonb_build_array(jsonb_build_object('dispatch', g.dispatch, 'reason', g.reason,
+                                            'type', g.error_type, 'message', g.error_message)) END
+AND (g.result IS NULL OR EXISTS (
+    SELECT FROM results r WHERE r.task_id = t.id AND r.body = convert_to(g.result, 'UTF8')))
+"""
+
 _RELEASE = (
     """
 WITH given AS (
@@ -127,10 +147,13 @@ class PostgresRuns:
 
     async def record(self, verdicts: Sequence[Verdict]) -> list[Recorded]:
         """Write verdicts with everything that follows from them; a stale dispatch changes nothing."""
-        rows = [_ending(verdict) for verdict in verdicts]
-        moved = await self._database.fetch(_RECORD, [list(column) for column in zip(*rows, strict=True)])
-        statuses = {Reference(UUID(row[0]), row[1]): Status(row[2]) for row in moved}
+        statuses = _statuses(await self._database.fetch(_RECORD, _transposed(map(_ending, verdicts))))
         self._wake(set(statuses.values()))
+        unmoved = [verdict for verdict in verdicts if verdict.run.reference not in statuses]
+        if unmoved:
+            # By another statement: the first may have ended while this one waited for its rows.
+            rows = await self._database.fetch(_RECORDED_BEFORE, _transposed(map(_trace, unmoved)))
+            statuses |= _statuses(rows)
         return [Recorded(statuses.get(verdict.run.reference)) for verdict in verdicts]
 
     async def hand_back(self, references: Sequence[Reference], delay_seconds: float) -> None:
@@ -160,6 +183,14 @@ class PostgresRuns:
 
 def _columns(references: Sequence[Reference]) -> list[list[object]]:
     return [[reference.task_id for reference in references], [reference.dispatch for reference in references]]
+
+
+def _transposed(rows: Iterable[tuple[object, ...]]) -> list[list[object]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _statuses(moved: list[Row]) -> dict[Reference, Status]:
+    return {Reference(UUID(task_id), dispatch): Status(status) for task_id, dispatch, status in moved}
 
 
 def _run(row: Row) -> Run:
@@ -207,3 +238,9 @@ def _ending(verdict: Verdict) -> tuple[object, ...]:
     told = (str(failure.reason), failure.type, failure.message) if failure else (None, None, None)
     moves = (int(status), attempts, postponements, route, due_seconds, hold_seconds)
     return (*verdict.run.reference, *moves, result, *told)
+
+
+def _trace(verdict: Verdict) -> tuple[object, ...]:
+    """Lay a verdict out as a row of _RECORDED_BEFORE: what it has left behind, if it was recorded."""
+    task_id, dispatch, status, _, _, _, _, _, *left = _ending(verdict)
+    return (task_id, dispatch, verdict.run.replay, status, *left)

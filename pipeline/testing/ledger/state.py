@@ -23,6 +23,7 @@ from storage.model import (
     Status,
     Submission,
     Task,
+    Verdict,
 )
 from storage.signals import DONE, OUTBOX
 
@@ -58,6 +59,7 @@ class TaskRow(msgspec.Struct, kw_only=True):
     reason: str | None = None
     errors: tuple[ErrorEntry, ...] = ()
     result: str | None = None
+    recorded: dict[int, tuple[Verdict, Status]] = {}
 
     @property
     def reference(self) -> Reference:
@@ -241,6 +243,7 @@ class State:
         row.status, row.dispatch, row.replay = Status.NEW, row.dispatch + 1, row.replay + 1
         row.attempt, row.losses, row.postponements = 1, 0, 0
         row.errors, row.reason, row.result, row.cancel_requested = (), None, None, False
+        row.recorded = {}
         row.due_at = row.queued_at = row.started_at = row.finished_at = None
 
 

@@ -75,7 +75,14 @@ class MemoryRuns:
 
     def _record(self, verdict: Verdict) -> Status | None:
         row = self._state.current(verdict.run.reference, Status.IN_PROGRESS)
-        return self._end(row, verdict) if row else None
+        if row:
+            row.recorded[verdict.run.dispatch] = verdict, self._end(row, verdict)
+        return self._recorded(verdict)
+
+    def _recorded(self, verdict: Verdict) -> Status | None:
+        row = self._state.tasks.get(verdict.run.task_id)
+        known, status = row.recorded.get(verdict.run.dispatch, (None, None)) if row else (None, None)
+        return status if known == verdict else None
 
     def _end(self, row: TaskRow, verdict: Verdict) -> Status:
         match verdict:

@@ -9,7 +9,7 @@ import pytest
 
 from storage.errors import Refused
 from storage.model import Caller, OutboxStatus, Reason, Recorded, Reference, Status
-from tests.contract.ledger.walk import reference
+from tests.contract.ledger.walk import LEASE_SECONDS, reference
 from tests.support import builders
 
 if TYPE_CHECKING:
@@ -178,7 +178,15 @@ async def test_a_task_that_does_not_run_takes_no_verdict(
     task = await walk.to(status)
     before = await walk.seen(task.id)
 
-    answers = await ledger.runs.record([builders.every_verdict(as_claimed(task))[number]])
+    run = as_claimed(task)
+    verdicts: list[Verdict] = [
+        builders.done(run, '"other"'),
+        builders.retry(run),
+        builders.dead(run, "other"),
+    ]
+    verdicts += [builders.cancelled(run), builders.interrupted(run)]
+
+    answers = await ledger.runs.record([verdicts[number]])
 
     assert answers == [Recorded(None)]
     assert await walk.seen(task.id) == before
@@ -186,8 +194,8 @@ async def test_a_task_that_does_not_run_takes_no_verdict(
 
 @pytest.mark.parametrize("number", range(5), ids=["done", "retry", "dead", "cancelled", "interrupted"])
 async def test_a_stale_dispatch_never_writes(ledger: Ledger, walk: Walk, number: int) -> None:
-    stale = await walk.running()
-    await ledger.runs.record([builders.interrupted(stale)])
+    [stale] = await walk.tries_to_claim(reference(await walk.pending()))
+    await ledger.upkeep.rescue(10, LEASE_SECONDS)
     await walk.relay()
     await walk.claim(await walk.task(stale.task_id))
     before = await walk.seen(stale.task_id)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+import pytest
+
 from storage.model import Accepted, Caller, KeyReused, Priority, Reference, Status
 from tests.contract.ledger.walk import KINDS, LEASE_SECONDS, reference
 from tests.support import builders
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from pipeline.ports import Ledger
+    from storage.model import Verdict
     from tests.contract.ledger.conftest import Backend
     from tests.contract.ledger.walk import Walk
 
@@ -154,8 +157,58 @@ async def test_record(ledger: Ledger, walk: Walk) -> None:
     assert [answer.status for answer in first] == [
         Status.COMPLETED, Status.PENDING, Status.FAILED, Status.CANCELLED, Status.PENDING,
     ]  # fmt: skip
-    assert [answer.status for answer in second] == [None] * 5
+    assert second == first
     assert [await walk.seen(run.task_id) for run in runs] == before
+
+
+async def test_record_where_a_cancel_was_asked(ledger: Ledger, walk: Walk) -> None:
+    runs = [await walk.running() for _ in range(5)]
+    for run in runs:
+        await ledger.tasks.cancel(CALLER, run.task_id)
+    verdicts = [builders.every_verdict(run)[number] for number, run in enumerate(runs)]
+
+    first, second = await twice(lambda: ledger.runs.record(verdicts))
+
+    assert [answer.status for answer in first] == [Status.COMPLETED] + [Status.CANCELLED] * 4
+    assert second == first
+
+
+async def test_record_of_some_that_are_known_and_some_that_are_not(ledger: Ledger, walk: Walk) -> None:
+    known, fresh = await walk.running(), await walk.running()
+    await ledger.runs.record([builders.retry(known)])
+
+    answers = await ledger.runs.record(
+        [builders.done(builders.run()), builders.done(fresh), builders.retry(known)]
+    )
+
+    assert [answer.status for answer in answers] == [None, Status.COMPLETED, Status.PENDING]
+
+
+async def test_record_repeated_when_the_task_has_moved_on(ledger: Ledger, walk: Walk) -> None:
+    runs = [await walk.running(), await walk.running()]
+    verdicts: list[Verdict] = [builders.retry(runs[0]), builders.interrupted(runs[1])]
+    await ledger.runs.record(verdicts)
+    for run in runs:
+        await walk.ended(builders.dead(await walk.claim(await walk.task(run.task_id)), "later"))
+    before = [await walk.seen(run.task_id) for run in runs]
+
+    answers = await ledger.runs.record(verdicts)
+
+    assert [answer.status for answer in answers] == [Status.PENDING, Status.PENDING]
+    assert [await walk.seen(run.task_id) for run in runs] == before
+
+
+@pytest.mark.parametrize("number", range(5), ids=["done", "retry", "dead", "cancelled", "interrupted"])
+async def test_record_of_what_a_replay_has_begun_anew(ledger: Ledger, walk: Walk, number: int) -> None:
+    run = await walk.running()
+    await walk.ended(builders.dead(run, "first"))
+    await ledger.tasks.replay(CALLER, run.task_id, 1, "again")
+    before = await walk.seen(run.task_id)
+
+    [answer] = await ledger.runs.record([builders.every_verdict(run)[number]])
+
+    assert answer.status is None
+    assert await walk.seen(run.task_id) == before
 
 
 async def test_hand_back(ledger: Ledger, walk: Walk) -> None:
