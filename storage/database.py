@@ -207,6 +207,9 @@ class Database:
         done, _ = await asyncio.wait({running}, timeout=max(0.0, remaining_seconds))
         if not done:
             raise OutcomeUnknown(f"no answer from the database within {self.timeout_seconds:g} s")
+        if running.cancelled():
+            # psqlpy lets a caller down this way too; nobody here has told this call to stop.
+            raise OutcomeUnknown("the driver gave the call up")
         return running.result()
 
     def _forget(self, running: asyncio.Future[Any]) -> None:

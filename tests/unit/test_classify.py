@@ -12,7 +12,7 @@ from psqlpy.exceptions import (
     DatabaseError,
 )
 
-from storage.database import classify
+from storage.database import Address, Database, classify
 from storage.errors import (
     Closed,
     LockTimeout,
@@ -181,3 +181,15 @@ def test_what_a_caller_wrote_does_not_pass_for_what_the_server_says(told: str, k
 )
 def test_what_is_not_the_drivers_stays_what_it_is(error: BaseException) -> None:
     assert classify(error) is error
+
+
+async def test_a_call_that_the_driver_cancels_has_an_unknown_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def let_down(**_: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("psqlpy.connect", let_down)
+    database = Database(Address(host="127.0.0.1", port=1, user="u", password="", database="d"))
+    with pytest.raises(Unavailable):  # no connection: nothing can have been written
+        await database.fetch("SELECT 1")
+    with pytest.raises(OutcomeUnknown):
+        await database._finish(let_down(), asyncio.get_running_loop().time() + 1)
