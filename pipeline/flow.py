@@ -159,7 +159,13 @@ class Flow(Generic[T, Out]):
 
     async def _quiesce_after(self, stop: asyncio.Event) -> None:
         await stop.wait()
-        await self.source.quiesce()
+        try:
+            await self.source.quiesce()
+        except (Exception, asyncio.CancelledError) as error:
+            if _cancelled():
+                raise
+            # What is under way is still carried to its end; what the source holds is its origin's again.
+            log.warning("intake not stopped", source=_name(self.source), error=_text(error))
 
     async def _pull(self, stop: asyncio.Event) -> Parcel[T] | None:
         """Pull, however long the origin is away: a process that lives needs no restart."""

@@ -234,6 +234,29 @@ async def test_a_source_that_goes_on_failing_does_not_hold_up_the_drain() -> Non
     assert source.left
 
 
+async def test_a_source_that_cannot_be_quieted_breaks_off_nothing_that_is_carried() -> None:
+    class Stuck(Numbers):
+        async def quiesce(self) -> None:
+            self.quiet.set()
+            raise ConnectionError("away")
+
+    source, collect, stop, go_on = Stuck(1), Collect(), asyncio.Event(), asyncio.Event()
+    began = asyncio.Event()
+
+    async def wait(item: int) -> int:
+        began.set()
+        await go_on.wait()
+        return item
+
+    running = asyncio.create_task((flow(source) | wait | collect).run(stop, 5.0))
+    await began.wait()
+    stop.set()
+    await source.quiet.wait()
+    go_on.set()
+    await running
+    assert (collect.items, source.settled) == ([1], [(1, "NoneType")])
+
+
 async def test_an_item_that_cannot_be_settled_does_not_end_the_flow() -> None:
     class Unsettled(Numbers):
         async def _settle(self, number: int, failure: BaseException | None) -> None:
