@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import psqlpy
 import structlog
-from psqlpy.exceptions import Error
 
 from storage.database import connection_options
 from storage.errors import StorageError
@@ -91,11 +90,17 @@ class PostgresSignals:
             await asyncio.wait({listening})
 
     async def _listen(self, channel: str, wakeup: Wakeup) -> None:
+        listening = asyncio.current_task()
         while True:
             try:
                 await self._listen_once(channel, wakeup)
-            except Error as error:
-                log.debug("listener lost", channel=channel, error=str(error))
+            except (KeyboardInterrupt, SystemExit, GeneratorExit):
+                raise
+            except BaseException as error:
+                # The driver panics as a BaseException and throws CancelledError at whom it lets down.
+                if listening is None or listening.cancelling():
+                    raise
+                log.debug("listener lost", channel=channel, error=f"{type(error).__name__}: {error}")
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen_once(self, channel: str, wakeup: Wakeup) -> None:
