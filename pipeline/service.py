@@ -42,7 +42,7 @@ async def serve(
     """
     stop = stop or asyncio.Event()
     _listen_for_signals(stop)
-    handlers = load(settings.handlers)
+    handlers = load(settings.handlers, http_allow_private_addresses=settings.http_allow_private_addresses)
     async with roles.open_ports(settings) as ports:
         if await _ready(ports, stop):
             await Process(settings, ports, handlers, announce, stop).run()

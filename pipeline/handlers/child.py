@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def main(log_format: str, log_level: str, *modules: str) -> None:
+def main(log_format: str, log_level: str, http_addresses: str, *modules: str) -> None:
     """Load the handlers and serve; stdin is the socket to the worker, stdout is the worker's stderr."""
     _outlive_signals_but_not_the_worker()
     link = _take_link()
     works: SimpleQueue[Work] = SimpleQueue()
     threading.Thread(target=_listen, args=(link, works), daemon=True).start()
     try:
-        handlers = load(modules)
+        handlers = load(modules, http_allow_private_addresses=http_addresses == "private")
     except HandlersError as error:
         sys.exit(str(error))
     os.dup2(1, 2)  # stderr was kept for a failing start

@@ -42,10 +42,17 @@ class InChild:
     """
 
     def __init__(
-        self, slots: int, modules: Sequence[str], *, log_format: str = "auto", log_level: str = "info"
+        self,
+        slots: int,
+        modules: Sequence[str],
+        *,
+        http_allow_private_addresses: bool = False,
+        log_format: str = "auto",
+        log_level: str = "info",
     ) -> None:
         self._slots = asyncio.Semaphore(slots)
-        self._arguments = (log_format, log_level, *modules)
+        addresses = "private" if http_allow_private_addresses else "public"
+        self._arguments = (log_format, log_level, addresses, *modules)
         self._idle: list[_Child] = []
         self._children: set[_Child] = set()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.handlers.definition import Handler
 from pipeline.handlers.errors import HandlersError, tell
+from pipeline.handlers.http_request import http_request
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,17 +20,24 @@ BUILTIN = "pipeline.handlers.builtin"
 
 
 class Handlers(Mapping[str, Handler[..., Any]]):
-    """Handlers by kind; `modules` are what a child process imports to have the same ones.
+    """Handlers by kind; `modules` and `http_allow_private_addresses` are what a child process loads them by.
 
     Raises HandlersError, naming every problem.
     """
 
-    def __init__(self, handlers: Iterable[Handler[..., Any]], modules: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        handlers: Iterable[Handler[..., Any]],
+        modules: Iterable[str] = (),
+        *,
+        http_allow_private_addresses: bool = False,
+    ) -> None:
         distinct = list(dict.fromkeys(handlers))
         problems = [*_problems(distinct)]
         if problems:
             raise HandlersError(tuple(problems))
         self.modules = tuple(modules)
+        self.http_allow_private_addresses = http_allow_private_addresses
         self._by_kind = {each.kind: each for each in sorted(distinct, key=lambda each: each.kind)}
 
     def __getitem__(self, kind: str) -> Handler[..., Any]:
@@ -47,17 +55,18 @@ class Handlers(Mapping[str, Handler[..., Any]]):
         return tuple(self._by_kind)
 
 
-def load(module_names: Iterable[str]) -> Handlers:
+def load(module_names: Iterable[str], *, http_allow_private_addresses: bool = False) -> Handlers:
     """Import modules and collect the handlers at their top level, besides the built-in ones.
 
     They are searched in the working directory too, where the settings are. A script does not have it on its
     path; it goes to the end, where nothing in it hides what is installed.
+    `http_allow_private_addresses` lets `http.request` call what is not on the public internet.
     Raises HandlersError, naming every problem of every module.
     """
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     names = tuple(dict.fromkeys((BUILTIN, *module_names)))
-    found: list[Handler[..., Any]] = []
+    found: list[Handler[..., Any]] = [http_request(allow_private_addresses=http_allow_private_addresses)]
     problems: list[str] = []
     for name in names:
         try:
@@ -69,7 +78,7 @@ def load(module_names: Iterable[str]) -> Handlers:
             problems.append(f'{name}: has no handler; a function becomes one by @handler("some.kind")')
         found += its_own
     try:
-        handlers = Handlers(found, names)
+        handlers = Handlers(found, names, http_allow_private_addresses=http_allow_private_addresses)
     except HandlersError as error:
         problems += error.problems
     else:

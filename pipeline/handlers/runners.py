@@ -109,7 +109,13 @@ class Runners:
         self, slots: int, handlers: Handlers, *, log_format: str = "auto", log_level: str = "info"
     ) -> None:
         self._threads = InThread(slots)
-        self._children = InChild(slots, handlers.modules, log_format=log_format, log_level=log_level)
+        self._children = InChild(
+            slots,
+            handlers.modules,
+            http_allow_private_addresses=handlers.http_allow_private_addresses,
+            log_format=log_format,
+            log_level=log_level,
+        )
         self._by_mode: dict[Mode, Runner] = {
             Mode.ASYNC: OnLoop(),
             Mode.THREAD: self._threads,

@@ -121,6 +121,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     task_timeout_seconds: Annotated[
         float, decimal(0.1, 86_400), "longest run of a task whose kind names no timeout"
     ] = 300.0
+    http_allow_private_addresses: Annotated[
+        bool, flag(), "let tasks of kind http.request call addresses that are not public"
+    ] = False
     drain_seconds: Annotated[float, decimal(0, 3600), "grace for running tasks when a process stops"] = 25.0
     max_retries: Annotated[int, whole(0, 100), "repeats of a failed task before it becomes a dead letter"] = 3
     retry_delays_seconds: Annotated[

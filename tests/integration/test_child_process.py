@@ -33,6 +33,7 @@ from pipeline.handlers import (
     handler,
     load,
 )
+from tests.support.endpoint import endpoint
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -356,6 +357,20 @@ async def test_children_find_what_the_worker_found_in_its_working_directory(
     async with asyncio.timeout(20), Runners(1, handlers) as runners:
         assert await runners.run(handlers["here"], b"0", CONTEXT) == '"found_here"'
     del sys.modules["found_here"]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_a_child_calls_the_addresses_that_its_worker_may_call(*, allowed: bool) -> None:
+    handlers = load([], http_allow_private_addresses=allowed)
+    async with asyncio.timeout(20), endpoint() as there, Runners(1, handlers) as runners:
+        payload = msgspec.json.encode({"url": there.url})
+        call = runners.run(handlers["http.request"], payload, CONTEXT, alone=True)
+        if allowed:
+            assert '"status":200' in await call
+        else:
+            with pytest.raises(Permanent, match="that is not public"):
+                await call
+    assert len(there.received) == allowed
 
 
 async def test_signals_meant_for_the_worker_do_not_end_a_task(children: InChild) -> None:

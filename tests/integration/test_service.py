@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from pipeline.broker import Message
 from pipeline.broker.rabbit import RabbitBroker
+from tests.support.endpoint import answer, endpoint
 from tests.support.service import Service, service
 from tests.support.waiting import eventually
 
@@ -191,3 +192,22 @@ async def test_equal_keys_make_one_task(running: Service) -> None:
         "/api/v1/tasks", json={"kind": "work.do", "payload": {"note": "x"}}, headers=headers
     )
     assert other.status_code == 422
+
+
+async def test_an_endpoint_that_fails_twice_is_called_again_with_the_same_key(running: Service) -> None:
+    async with endpoint() as there:
+        there.answers = [answer(500), answer(500), answer(200, b"done")]
+        ended = await running.ended(
+            await running.submit("http.request", {"url": f"{there.url}/order", "body": {"n": 1}})
+        )
+    assert (ended["status"], ended["attempt"], ended["result"]["body"]) == ("COMPLETED", 3, "done")
+    assert [error["message"] for error in ended["errors"]] == ["the endpoint answered 500"] * 2
+    assert [got["idempotency-key"] for got in there.received] == [f"{ended['id']}-0"] * 3
+    assert {got.body for got in there.received} == {b'{"n":1}'}
+
+
+async def test_an_endpoint_that_is_busy_is_called_when_it_says_and_burns_no_attempt(running: Service) -> None:
+    async with endpoint() as there:
+        there.answers = [answer(429, b"", "Retry-After: 1"), answer(204)]
+        ended = await running.ended(await running.submit("http.request", {"url": there.url}, max_retries=0))
+    assert (ended["status"], ended["attempt"], ended["dispatch"]) == ("COMPLETED", 1, 2)

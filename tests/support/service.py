@@ -85,6 +85,7 @@ class Service:
             "POSTGRES_DB": database.database,
             "RABBITMQ_URL": amqp_url,
             "HANDLERS": HANDLERS,
+            "HTTP_ALLOW_PRIVATE_ADDRESSES": "true",
             "PORT": "0",
             "EFFECTS": str(self.effects_file),
             "PYTHONPATH": str(Path(__file__).parents[2]),

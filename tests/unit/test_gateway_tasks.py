@@ -106,7 +106,7 @@ class TestSubmit:
         response = await api.client.post(TASKS, json={"kind": "nope"})
 
         assert problem(response) == (422, "unknown-kind")
-        assert response.json()["errors"][0]["allowed"] == ["echo", "fail", "sleep"]
+        assert response.json()["errors"][0]["allowed"] == ["echo", "fail", "http.request", "sleep"]
 
     @pytest.mark.parametrize(
         ("body", "field"),

@@ -212,7 +212,7 @@ def test_load_collects_the_handlers_of_modules_and_the_built_in_ones(declare: De
         """,
     )
     handlers = load([name, name])
-    assert handlers.kinds == ("echo", "fail", "order.pay", "sleep")
+    assert handlers.kinds == ("echo", "fail", "http.request", "order.pay", "sleep")
     assert handlers.modules == ("pipeline.handlers.builtin", name)
 
 

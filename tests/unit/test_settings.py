@@ -280,6 +280,7 @@ ACCEPTED: list[tuple[str, str, object]] = [
     ("LOG_FORMAT", "Console", LogFormat.CONSOLE),
     ("LOG_LEVEL", "WARNING", LogLevel.WARNING),
     ("EMBEDDED", "true", True),
+    ("HTTP_ALLOW_PRIVATE_ADDRESSES", "yes", True),
 ]
 
 NO_NUMBERS = (
@@ -324,7 +325,7 @@ REFUSED: list[tuple[str, str]] = [
     *((name, text) for name, ends in DECIMAL.items() for text in (*NO_NUMBERS, *ends, "5.", ".5", "1e400")),
     *(
         (name, text)
-        for name in ("EMBEDDED", "ALLOW_ANONYMOUS")
+        for name in ("EMBEDDED", "ALLOW_ANONYMOUS", "HTTP_ALLOW_PRIVATE_ADDRESSES")
         for text in ("", "2", "t", "enabled", " true")
     ),
     *((name, text) for name in ("POSTGRES_DB", "POSTGRES_USER") for text in ("", "x" * 64, "ü" * 32)),
