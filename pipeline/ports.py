@@ -172,7 +172,10 @@ class Upkeep(Protocol):
         """
 
     async def prune(self, retention_seconds: float, idempotency_ttl_seconds: float, most: int) -> int:
-        """Remove finished tasks older than the retention, expired keys and what hangs on them."""
+        """Remove finished tasks and unreadable letters older than the retention (0: keep), and expired keys.
+
+        With a task goes all that hangs on it. At most `most` of each; returns how many were removed.
+        """
 
     async def restart_volatile(self) -> int:
         """Send all waiting tasks again and rescue every run: the broker forgot all it held."""
@@ -252,7 +255,10 @@ class Ledger(Protocol):
         """Wake-ups."""
 
     async def ready(self) -> None:
-        """Return when the database answers and its schema fits; raises Unavailable or SchemaMismatch."""
+        """Return when the database answers and its schema fits; raises Unavailable or SchemaMismatch.
+
+        Any other StorageError says what an operator has to change.
+        """
 
     async def clock_offset_seconds(self) -> float:
         """Measure how far the database's clock is ahead of this process's, for the time in a UUIDv7."""

@@ -56,7 +56,7 @@ log = structlog.get_logger()
 
 MIGRATION_SECONDS = 3600.0
 UPKEEP_ROUND_SECONDS = 10.0
-PRUNE_ROUND_SECONDS = 300.0
+PRUNE_ROUND_SECONDS = 10.0
 
 
 class Ports(NamedTuple):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Self
 
 from storage.database import Database
 from storage.dead_letters import PostgresDeadLetters
+from storage.errors import StorageError
 from storage.migrate import check
 from storage.outbox import PostgresOutbox
 from storage.runs import PostgresRuns
@@ -19,6 +21,7 @@ from storage.workers import PostgresWorkers
 if TYPE_CHECKING:
     from storage.database import Address
 
+_LANGUAGE = "SELECT current_setting('lc_messages')"
 _NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"
 
 
@@ -30,6 +33,8 @@ class PostgresLedger:
     """
 
     def __init__(self, address: Address, *, pool_size: int = 4, timeout_seconds: float = 10.0) -> None:
+        self._database_name = address.database
+        self._understood = False
         self._work = Database(
             address, size=pool_size, application_name="baton", timeout_seconds=timeout_seconds
         )
@@ -63,8 +68,20 @@ class PostgresLedger:
             await database.close()
 
     async def ready(self) -> None:
-        """Return when the database answers and its schema fits; raises Unavailable or SchemaMismatch."""
+        """Return when the database answers, in English, and its schema fits.
+
+        Raises Unavailable, SchemaMismatch, or StorageError for messages in another language.
+        """
         await check(self._work)
+        if not self._understood:
+            [(language,)] = await self._work.fetch(_LANGUAGE)
+            if not re.match(r"C\b|POSIX|en|$", language, re.IGNORECASE):
+                raise StorageError(
+                    f"PostgreSQL tells errors by lc_messages={language!r}, and the driver hands"
+                    " on nothing but their text; allowed: C or English; as a superuser run"
+                    f" ALTER DATABASE \"{self._database_name}\" SET lc_messages TO 'C'"
+                )
+            self._understood = True
 
     async def clock_offset_seconds(self) -> float:
         """Measure how far the database's clock is ahead of ours, by half of the round trip at worst."""

@@ -88,19 +88,29 @@ WITH old AS MATERIALIZED (
     DELETE FROM results WHERE task_id = ANY (ARRAY(SELECT id FROM old))
 ), letters AS (
     DELETE FROM dead_letters WHERE task_id = ANY (ARRAY(SELECT id FROM old))
+), entries AS (
+    DELETE FROM audit WHERE task_id = ANY (ARRAY(SELECT id FROM old))
 )
 DELETE FROM tasks WHERE id = ANY (ARRAY(SELECT id FROM old)) RETURNING 1
 """
 
 # Locked in one order before they are deleted: how many are asked for decides the plan, and two janitors with
 # different plans deadlocked. By ctid, since a join may read all keys; a locked one stays put.
-_PRUNE_REST = """
-WITH keys AS (
-    DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM idempotency_keys WHERE created_at < now() - make_interval(secs => $1::float8)
-        ORDER BY created_at LIMIT $2::int FOR UPDATE SKIP LOCKED))
+_PRUNE_KEYS = """
+WITH workers AS (
+    DELETE FROM workers WHERE dead_at < now() - interval '1 day'
 )
-DELETE FROM workers WHERE dead_at < now() - interval '1 day' RETURNING 1
+DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM idempotency_keys WHERE created_at < now() - make_interval(secs => $1::float8)
+    ORDER BY created_at LIMIT $2::int FOR UPDATE SKIP LOCKED)) RETURNING 1
+"""
+
+# What nobody could read belongs to no task.
+_PRUNE_UNDECODABLE = """
+DELETE FROM dead_letters WHERE id = ANY (ARRAY(
+    SELECT id FROM dead_letters
+    WHERE task_id IS NULL AND created_at < now() - make_interval(secs => $1::float8)
+    LIMIT $2::int FOR UPDATE SKIP LOCKED)) RETURNING 1
 """
 
 _RESTART_VOLATILE = """
@@ -151,11 +161,12 @@ class PostgresUpkeep:
         return len(sent)
 
     async def prune(self, retention_seconds: float, idempotency_ttl_seconds: float, most: int) -> int:
-        """Remove finished tasks older than the retention, expired keys and workers long dead."""
-        await self._database.fetch(_PRUNE_REST, [idempotency_ttl_seconds, most])
-        if not retention_seconds:
-            return 0
-        return len(await self._database.fetch(_PRUNE_TASKS, [retention_seconds, most]))
+        """Remove what is over; each kind of row at most `most` times."""
+        removed = await self._database.fetch(_PRUNE_KEYS, [idempotency_ttl_seconds, most])
+        if retention_seconds:
+            for statement in (_PRUNE_UNDECODABLE, _PRUNE_TASKS):
+                removed += await self._database.fetch(statement, [retention_seconds, most])
+        return len(removed)
 
     async def restart_volatile(self) -> int:
         """Send all waiting tasks again and let every run be rescued: the broker forgot all it held."""

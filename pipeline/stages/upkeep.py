@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MOST_ROWS = 500
+MOST_STEPS = 100
+"""Steps of a round of pruning: 50,000 rows, of a second or two."""
 """How many rows one statement of a janitor moves: it must never hold many locks for long."""
 
 
@@ -117,11 +119,14 @@ class Prune(Stage[None, None]):
         self._idempotency_ttl_seconds = idempotency_ttl_seconds
 
     async def __call__(self, _tick: None) -> None:
-        """Run one round, in bounded steps until nothing is left to remove."""
+        """Run one round of bounded steps; what it does not come to is the next round's, so that it drains."""
         total = 0
-        while pruned := await self._upkeep.prune(
-            self._retention_seconds, self._idempotency_ttl_seconds, MOST_ROWS
-        ):
-            total += pruned
+        for _ in range(MOST_STEPS):
+            removed = await self._upkeep.prune(
+                self._retention_seconds, self._idempotency_ttl_seconds, MOST_ROWS
+            )
+            total += removed
+            if removed < MOST_ROWS:
+                break
         if total:
-            log.info("pruned finished tasks", tasks=total)
+            log.info("pruned", rows=total)

@@ -22,6 +22,7 @@ from storage.errors import (
     StorageError,
     Unavailable,
 )
+from storage.ledger import PostgresLedger
 
 
 def answered(message: str) -> ConnectionExecuteError:
@@ -193,3 +194,32 @@ async def test_a_call_that_the_driver_cancels_has_an_unknown_outcome(monkeypatch
         await database.fetch("SELECT 1")
     with pytest.raises(OutcomeUnknown):
         await database._finish(let_down(), asyncio.get_running_loop().time() + 1)
+
+
+class TestLanguage:
+    """Errors are told apart by their English text."""
+
+    @pytest.fixture
+    def ledger(self, monkeypatch: pytest.MonkeyPatch, language: str) -> PostgresLedger:
+        async def answer(_: Database, sql: str) -> list[tuple[str]]:
+            assert "lc_messages" in sql
+            return [(language,)]
+
+        async def fits(_: Database) -> None:
+            pass
+
+        monkeypatch.setattr(Database, "fetch", answer)
+        monkeypatch.setattr("storage.ledger.check", fits)
+        return PostgresLedger(Address(host="h", port=1, user="u", password="", database="jobs"))
+
+    @pytest.mark.parametrize("language", ["C", "C.UTF-8", "POSIX", "en_US.utf8", "en_GB", "English_UK", ""])
+    async def test_a_server_that_speaks_english_is_ready(self, ledger: PostgresLedger) -> None:
+        await ledger.ready()
+
+    @pytest.mark.parametrize("language", ["de_DE.UTF-8", "ru_RU.UTF-8", "ca_ES", "Czech_Czechia"])
+    async def test_another_language_is_named_with_its_remedy(
+        self, ledger: PostgresLedger, language: str
+    ) -> None:
+        with pytest.raises(StorageError, match="ALTER DATABASE \"jobs\" SET lc_messages TO 'C'") as caught:
+            await ledger.ready()
+        assert language in str(caught.value)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
 import pytest
 
 from pipeline.broker import Message
 from pipeline.stages import Every, Prune, Rescue, Resend
+from pipeline.stages.upkeep import MOST_STEPS
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import Unavailable
 from storage.model import Caller, Priority, Reference
 from tests.support.builders import beat, done, submission, task_id
 from tests.support.stages import claimed
+
+if TYPE_CHECKING:
+    from pipeline.ports import Upkeep
 
 CALLER = Caller()
 LEASE_SECONDS = 30.0
@@ -131,6 +136,22 @@ async def test_prune_removes_what_is_over_and_past_its_retention() -> None:
     await Prune(ledger.upkeep, retention_seconds=50)(None)
     assert await ledger.tasks.get(CALLER, old.id) is None
     assert await ledger.tasks.get(CALLER, waiting.id) is not None
+
+
+async def test_prune_goes_on_while_steps_are_full_and_no_longer_than_a_round() -> None:
+    class Full:
+        steps = 0
+
+        async def prune(self, _retention: float, _ttl: float, most: int) -> int:
+            self.steps += 1
+            return most if self.steps % 150 else most - 1
+
+    full = Full()
+    prune = Prune(cast("Upkeep", full))
+    await prune(None)
+    assert full.steps == MOST_STEPS
+    await prune(None)
+    assert full.steps == 150
 
 
 async def test_every_ticks_at_once_then_by_the_clock_until_it_is_stopped() -> None:

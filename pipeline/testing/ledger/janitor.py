@@ -106,27 +106,31 @@ class MemoryUpkeep:
         return len(chosen)
 
     async def prune(self, retention_seconds: float, idempotency_ttl_seconds: float, most: int) -> int:
-        """Remove finished tasks older than the retention (0: never), expired keys and workers long dead."""
-        oldest_key = self._state.now(-idempotency_ttl_seconds)
-        self._forget_keys(
-            [name for name, key in self._state.keys.items() if key.created_at < oldest_key][:most]
-        )
+        """Remove what is over; each kind of row at most `most` times."""
+        state = self._state
+        oldest_key = state.now(-idempotency_ttl_seconds)
+        keys = [name for name, key in state.keys.items() if key.created_at < oldest_key][:most]
+        for name in keys:
+            del state.keys[name]
         self._forget_workers()
         if not retention_seconds:
-            return 0
-        oldest = self._state.now(-retention_seconds)
-        old = [
+            return len(keys)
+        oldest = state.now(-retention_seconds)
+        unreadable = [
+            letter_id
+            for letter_id, kept in state.dead_letters.items()
+            if kept.letter.task_id is None and kept.letter.created_at < oldest
+        ][:most]
+        for letter_id in unreadable:
+            del state.dead_letters[letter_id]
+        ended = [
             row.asked.id
-            for row in self._state.tasks.values()
+            for row in state.tasks.values()
             if row.status.terminal and row.finished_at and row.finished_at < oldest
-        ]
-        for task_id in old[:most]:
+        ][:most]
+        for task_id in ended:
             self._forget(task_id)
-        return min(most, len(old))
-
-    def _forget_keys(self, names: list[tuple[str, str]]) -> None:
-        for name in names:
-            del self._state.keys[name]
+        return len(keys) + len(unreadable) + len(ended)
 
     def _forget_workers(self) -> None:
         oldest = self._state.now(-DEAD_WORKERS_KEPT_SECONDS)

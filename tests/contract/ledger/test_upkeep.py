@@ -161,10 +161,25 @@ async def test_an_idempotency_key_is_forgotten_after_its_time(ledger: Ledger, ti
         assert isinstance(accepted, Accepted)
         return accepted.replayed
 
-    await ledger.upkeep.prune(HOUR * 9, HOUR * 2, 10)
+    assert await ledger.upkeep.prune(HOUR * 9, HOUR * 2, 10) == 0
     assert await answer()
-    await ledger.upkeep.prune(HOUR * 9, HOUR / 2, 10)
+    assert await ledger.upkeep.prune(HOUR * 9, HOUR / 2, 10) == 1
     assert not await answer()
+
+
+async def test_expired_keys_are_removed_also_without_a_retention(ledger: Ledger, time: Backend) -> None:
+    await ledger.submissions.submit([builders.submission(key=key, fingerprint="f") for key in "abc"])
+    await time.advance(HOUR)
+    assert [await ledger.upkeep.prune(0.0, HOUR / 2, 2) for _ in range(3)] == [2, 1, 0]
+
+
+async def test_an_unreadable_message_is_kept_for_the_retention(ledger: Ledger, time: Backend) -> None:
+    for _ in range(3):
+        await ledger.dead_letters.bury_undecodable(b"\xff", {}, "no JSON")
+    await time.advance(HOUR)
+    assert await ledger.upkeep.prune(0.0, HOUR * 9, 10) == 0
+    assert await ledger.upkeep.prune(HOUR * 2, HOUR * 9, 10) == 0
+    assert [await ledger.upkeep.prune(HOUR / 2, HOUR * 9, 2) for _ in range(3)] == [2, 1, 0]
 
 
 async def test_a_volatile_broker_gets_all_that_waits_again(ledger: Ledger, walk: Walk, time: Backend) -> None:
