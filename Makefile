@@ -22,10 +22,12 @@ run: .venv/synced ## start everything at http://127.0.0.1:8000, data in .baton/
 test: .venv/synced ## run every test, with private servers
 	@exec $(BIN)/pytest $(TEST_PROCESSES)
 
-check: .venv/synced ## check format, lint and types, then run every test
+check: .venv/synced ## check format, lint, types and container files, then run every test
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+	$(BIN)/hadolint Containerfile
 	@$(MAKE) --no-print-directory test
 	@echo "make check: everything passed"
 
