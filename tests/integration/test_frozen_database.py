@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from tests.support.servers import OwnPostgres
 
-LEASE_SECONDS = 2.0
-FROZEN_SECONDS = 3.0
+LEASE_SECONDS = 1.0
+FROZEN_SECONDS = 1.5
 
 
 async def test_a_question_that_waited_in_a_frozen_server_declares_nobody_dead(

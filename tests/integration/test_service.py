@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.support.servers import PostgresServer, RabbitmqServer, Vhost
-
-ROLES = ("gateway", "relay", "worker", "dead-letter,janitor")
-
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -39,8 +38,7 @@ async def running(
         postgres_server.database() as database,
         service(database, vhost.url, tmp_path_factory.mktemp("service")) as started,
     ):
-        for role in ROLES:
-            await started.start(role)
+        await started.start_all()
         yield started
 
 
@@ -54,6 +52,11 @@ async def test_a_task_goes_from_post_to_completed(running: Service) -> None:
 async def test_handlers_run_on_the_loop_in_threads_and_in_processes(running: Service) -> None:
     tasks = [await running.submit(f"work.{mode}", {}) for mode in ("do", "thread", "process")]
     assert [(await running.ended(task))["status"] for task in tasks] == ["COMPLETED"] * 3
+    [worker] = running.processes("worker")
+    on_loop, in_thread, in_process = (running.starts(task)[0][4] for task in tasks)
+    assert on_loop == str(worker.pid)
+    assert in_thread in worker.threads() - {on_loop}
+    assert in_process not in worker.threads()
 
 
 async def test_a_failing_task_is_retried_never_early_and_then_dead(running: Service) -> None:
@@ -69,16 +72,27 @@ async def test_a_failing_task_is_retried_never_early_and_then_dead(running: Serv
     assert [(letter["task_id"], letter["reason"]) for letter in letters] == [(task["id"], "error")]
 
 
-async def test_the_notice_of_a_dead_task_leaves_the_dlq(running: Service, vhost: Vhost) -> None:
-    await running.ended(await running.submit("work.permanent", {}))
+async def test_the_notice_of_a_dead_task_is_buried_and_leaves_the_dlq(running: Service, vhost: Vhost) -> None:
+    async def notices() -> int:
+        depth = (await vhost.queue_depths())["tasks.dlq"]
+        return depth.ready + depth.unacked
 
-    async def settled() -> bool:
-        depths = await vhost.queue_depths()
-        [(rows,)] = await running.database.fetch("SELECT count(*)::int FROM outbox")
-        depth = depths.get("tasks.dlq")
-        return rows == 0 and depth is not None and not depth.ready and not depth.unacked
+    async def no_notices() -> bool:
+        return not await notices()
 
-    await eventually(settled)
+    [gravedigger] = running.processes("dead-letter")
+    await eventually(no_notices)
+    gravedigger.signal(signal.SIGSTOP)
+    task = await running.ended(await running.submit("work.permanent", {}))
+    await eventually(notices)
+    # The verdict has written the dead letter; without it, only the notice can bring it.
+    dead_letter = [task["id"]]
+    delete = "DELETE FROM dead_letters WHERE task_id = $1::text::uuid RETURNING 1"
+    assert await running.database.fetch(delete, dead_letter) == [(1,)]
+    gravedigger.signal(signal.SIGCONT)
+    await eventually(no_notices)
+    count = "SELECT count(*)::int FROM dead_letters WHERE task_id = $1::text::uuid"
+    assert await running.database.fetch(count, dead_letter) == [(1,)]
 
 
 async def test_no_retries_means_straight_to_the_dead_letters(running: Service) -> None:
@@ -98,21 +112,27 @@ async def test_a_handler_may_ask_for_later_and_burns_no_attempt(running: Service
     assert 0.7 <= second - first <= 2.5
 
 
-async def test_a_timeout_is_a_failed_attempt(running: Service) -> None:
-    ended = await running.ended(
-        await running.submit("work.do", {"seconds": 60}, timeout_seconds=0.3, max_retries=0)
-    )
+async def timed_out(running: Service, kind: str, seconds: float, timeout_seconds: float) -> dict[str, Any]:
+    """Let a task run out of time; its worker says so, long before the janitor would."""
+    task = await running.submit(kind, {"seconds": seconds}, timeout_seconds=timeout_seconds, max_retries=0)
+    ended = await running.ended(task)
     assert (ended["status"], ended["reason"]) == ("FAILED", "timeout")
+    assert [error["message"] for error in ended["errors"]] == [f"not done after {timeout_seconds} s"]
+    return ended
+
+
+async def test_a_timeout_is_a_failed_attempt(running: Service) -> None:
+    await timed_out(running, "work.do", seconds=60, timeout_seconds=0.3)
 
 
 async def test_a_process_past_its_timeout_is_killed(running: Service) -> None:
-    task = await running.submit("work.process", {"seconds": 60}, timeout_seconds=1.5, max_retries=0)
-    assert (await running.ended(task))["reason"] == "timeout"
+    task = await timed_out(running, "work.process", seconds=60, timeout_seconds=1.5)
+    [start] = running.starts(task)
+    await eventually(lambda: not Path(f"/proc/{start[4]}").exists())
 
 
 async def test_a_handler_that_ignores_its_cancellation_costs_no_verdict(running: Service) -> None:
-    task = await running.submit("work.stubborn", {"seconds": 30}, timeout_seconds=0.3, max_retries=0)
-    assert (await running.ended(task))["reason"] == "timeout"
+    await timed_out(running, "work.stubborn", seconds=30, timeout_seconds=0.3)
 
 
 async def test_a_task_waits_for_its_time(running: Service) -> None:

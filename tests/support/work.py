@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def leave(ctx: Context, note: str) -> None:
     """Append one line, whole, whoever else writes."""
-    line = f"{ctx.task_id} {ctx.dispatch} {note} {time.monotonic():.4f}\n".encode()
+    where = threading.get_native_id()
+    line = f"{ctx.task_id} {ctx.dispatch} {note} {time.monotonic():.4f} {where}\n".encode()
     file = os.open(Path(os.environ["EFFECTS"]), os.O_WRONLY | os.O_APPEND)
     os.write(file, line)
     os.close(file)
@@ -34,6 +36,18 @@ async def do(work: Work, ctx: Context) -> dict[str, Any]:
     leave(ctx, work.note)
     await asyncio.sleep(work.seconds)
     return {"note": work.note, "key": ctx.idempotency_key}
+
+
+@handler("work.gated")
+async def gated(work: Work, ctx: Context) -> str:
+    leave(ctx, work.note)
+    while not _is_open(ctx.dispatch):  # noqa: ASYNC110 - the test is another process
+        await asyncio.sleep(0.02)
+    return work.note
+
+
+def _is_open(dispatch: int) -> bool:
+    return Path(f"{os.environ['EFFECTS']}.{dispatch}").exists()
 
 
 @handler("work.thread")
