@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     from tests.support.servers import Database, OwnPostgres, Vhost
 
 
-class Mortal(NamedTuple):
-    """A service and the servers under it."""
-
-    service: Service
-    postgres: OwnPostgres
-    rabbitmq: RabbitmqNode
-
-
 @pytest_asyncio.fixture
 async def deployed(postgres: Database, rabbitmq: Vhost, tmp_path: Path) -> AsyncIterator[Service]:
     """A service whose processes may be killed; nothing runs yet."""
@@ -32,12 +24,20 @@ async def deployed(postgres: Database, rabbitmq: Vhost, tmp_path: Path) -> Async
 
 
 @pytest_asyncio.fixture
-async def mortal(
-    own_postgres: Callable[[], Awaitable[OwnPostgres]],
-    own_rabbitmq: Callable[[], Awaitable[RabbitmqNode]],
-    tmp_path: Path,
-) -> AsyncIterator[Mortal]:
-    """A service whose servers may be killed too; nothing runs yet."""
-    postgres, rabbitmq = await own_postgres(), await own_rabbitmq()
-    async with service(postgres.home, rabbitmq.url(), tmp_path) as started:
-        yield Mortal(started, postgres, rabbitmq)
+async def on_own_postgres(
+    own_postgres: Callable[[], Awaitable[OwnPostgres]], rabbitmq: Vhost, tmp_path: Path
+) -> AsyncIterator[tuple[Service, OwnPostgres]]:
+    """A service whose database may be killed too; nothing runs yet."""
+    server = await own_postgres()
+    async with service(server.home, rabbitmq.url, tmp_path) as started:
+        yield started, server
+
+
+@pytest_asyncio.fixture
+async def on_own_rabbitmq(
+    own_rabbitmq: Callable[[], Awaitable[RabbitmqNode]], postgres: Database, tmp_path: Path
+) -> AsyncIterator[tuple[Service, RabbitmqNode]]:
+    """A service whose broker may be killed too; nothing runs yet."""
+    node = await own_rabbitmq()
+    async with service(postgres, node.url(), tmp_path) as started:
+        yield started, node

@@ -39,8 +39,7 @@ async def published(service: Service) -> bool:
 
 
 async def test_high_starts_within_a_second_behind_100_000_low(deployed: Service) -> None:
-    for role in ("gateway", "relay"):
-        await deployed.start(role)
+    await deployed.start("gateway,relay")
     await preload(deployed, Priority.LOW, BEHIND, "low")
     await eventually(lambda: published(deployed), seconds=120)
     await deployed.start("worker", WORKER_CONCURRENCY=SLOTS, LOG_LEVEL="warning")
