@@ -29,7 +29,7 @@ async def test_a_killed_relay_loses_nothing(deployed: Service) -> None:
     # Without a janitor: it would send again what a relay has lost.
     await deployed.start("gateway,worker")
     tasks: list[dict[str, Any]] = []
-    for _ in range(3):
+    for _ in range(2):
         tasks += await asyncio.gather(*(deployed.submit("work.do", {}) for _ in range(300)))
         started = len(deployed.effects())
         relays = [await deployed.start("relay", OUTBOX_BATCH_SIZE="5") for _ in range(2)]
