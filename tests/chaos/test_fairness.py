@@ -43,7 +43,7 @@ async def test_high_starts_within_a_second_behind_100_000_low(deployed: Service)
     await preload(deployed, Priority.LOW, BEHIND, "low")
     await eventually(lambda: published(deployed), seconds=120)
     await deployed.start("worker", WORKER_CONCURRENCY=SLOTS, LOG_LEVEL="warning")
-    await eventually(lambda: len(deployed.effects()) > 200)
+    await eventually(lambda: len(deployed.effects()) > 200, seconds=60)
     for _ in range(200):
         await deployed.submit("work.do", {"note": "high"}, priority="HIGH")
 
@@ -51,7 +51,7 @@ async def test_high_starts_within_a_second_behind_100_000_low(deployed: Service)
         query = "SELECT count(*)::int FROM tasks WHERE priority = 1 AND status = 3"
         return await deployed.database.fetch(query) == [(200,)]
 
-    await eventually(ended)
+    await eventually(ended, seconds=60)
     [(p99,)] = await deployed.database.fetch("""
         SELECT percentile_disc(0.99) WITHIN GROUP (ORDER BY waited::float8)
         FROM (SELECT extract(epoch FROM started_at - created_at) AS waited
