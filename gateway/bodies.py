@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MOST_BYTES = 256 * 1024
+MOST_BATCH_BYTES = 16 * MOST_BYTES
 MOST_DEPTH = 64
 
 _LENGTH = re.compile(rb"[0-9]{1,18}")
@@ -53,19 +54,21 @@ def header(scope: HTTPScope, name: bytes) -> bytes | None:
     return values[0] if values else None
 
 
-async def read_json(scope: HTTPScope, receive: Receive, seconds: float) -> bytes:
+async def read_json(
+    scope: HTTPScope, receive: Receive, seconds: float, most_bytes: int = MOST_BYTES
+) -> bytes:
     """Read the bytes of a JSON body; raises Problem: 400, 408, 413, 415, or 499 for a client that left."""
-    _check_headers(scope)
+    _check_headers(scope, most_bytes)
     try:
         async with asyncio.timeout(seconds):
-            return await _collect(receive)
+            return await _collect(receive, most_bytes)
     except TimeoutError:
         raise Problem(
             ProblemType.BODY_TIMEOUT, f"the body was not complete after {seconds:g} seconds", headers=CLOSE
         ) from None
 
 
-def _check_headers(scope: HTTPScope) -> None:
+def _check_headers(scope: HTTPScope, most_bytes: int) -> None:
     media_type = header(scope, b"content-type")
     if media_type != b"application/json" and not _is_json(media_type or b""):
         raise _unsupported("send Content-Type: application/json")
@@ -76,8 +79,8 @@ def _check_headers(scope: HTTPScope) -> None:
     if length is not None:
         if not _LENGTH.fullmatch(length):
             raise Problem(ProblemType.BAD_REQUEST, "Content-Length is not a number of bytes", headers=CLOSE)
-        if int(length) > MOST_BYTES:
-            raise _too_large()
+        if int(length) > most_bytes:
+            raise _too_large(most_bytes)
 
 
 def _is_json(media_type: bytes) -> bool:
@@ -92,19 +95,19 @@ def _unsupported(detail: str) -> Problem:
     return Problem(ProblemType.UNSUPPORTED_MEDIA_TYPE, detail, headers=CLOSE)
 
 
-def _too_large() -> Problem:
-    return Problem(ProblemType.BODY_TOO_LARGE, f"allowed: up to {MOST_BYTES} bytes", headers=CLOSE)
+def _too_large(most_bytes: int) -> Problem:
+    return Problem(ProblemType.BODY_TOO_LARGE, f"allowed: up to {most_bytes} bytes", headers=CLOSE)
 
 
-async def _collect(receive: Receive) -> bytes:
+async def _collect(receive: Receive, most_bytes: int) -> bytes:
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] != "http.request":
             raise Problem(ProblemType.CLIENT_GONE, "the connection closed before the body was complete")
         body += message["body"]
-        if len(body) > MOST_BYTES:
-            raise _too_large()
+        if len(body) > most_bytes:
+            raise _too_large(most_bytes)
         if not message["more_body"]:
             return bytes(body)
 
@@ -121,9 +124,15 @@ class JsonBody(Generic[T]):
         """Read a body as the struct; raises Problem: 400 with the position, or 422 with the field."""
         _check_depth(body)
         _check_values(body)
+        return self.split(body)
+
+    def split(self, body: bytes) -> T:
+        """Read likewise a body whose parts are msgspec.Raw, each to be decoded, and so checked, by itself."""
         try:
             body.decode()
             return self._decoder.decode(body)
+        except RecursionError as error:
+            raise _too_deep() from error
         except msgspec.ValidationError as error:
             raise invalid(self._explain(str(error))) from error
         except UnicodeDecodeError as error:
@@ -152,7 +161,11 @@ def _check_depth(body: bytes) -> None:
         return
     brackets = _STRING.sub(b"", body).translate(_BRACKETS, _NO_BRACKETS)
     if max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > MOST_DEPTH:
-        raise Problem(ProblemType.TOO_DEEP, f"allowed: up to {MOST_DEPTH} levels")
+        raise _too_deep()
+
+
+def _too_deep() -> Problem:
+    return Problem(ProblemType.TOO_DEEP, f"allowed: up to {MOST_DEPTH} levels")
 
 
 def _check_values(body: bytes) -> None:

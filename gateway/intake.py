@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import structlog
@@ -10,21 +12,20 @@ import structlog
 from gateway.problems import FieldError, Problem, ProblemType
 from storage.errors import LockTimeout
 from storage.group_commit import GroupCommit
-from storage.model import Accepted, KeyReused
+from storage.model import Accepted, KeyReused, Submission
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pipeline.ports import Submissions
-    from storage.model import Submission
 
 log = structlog.get_logger()
 
-Answer = Accepted | KeyReused | LockTimeout
+Batch = Sequence[Submission]
+Answer = Accepted | KeyReused
+Answers = Sequence[Answer] | LockTimeout
 
 
 class Intake:
-    """Two lanes of GroupCommit: submissions with an idempotency key must not hold up those without.
+    """Two lanes of GroupCommit: requests with an idempotency key must not hold up those without.
 
     Two groups with keys in opposite order would also deadlock; within the one keyed lane of a process,
     groups follow one another, and the ledger sorts each.
@@ -32,8 +33,8 @@ class Intake:
 
     def __init__(self, submissions: Submissions) -> None:
         self._submissions = submissions
-        self._plain: GroupCommit[Submission, Answer] = GroupCommit(submissions.submit)
-        self._keyed: GroupCommit[Submission, Answer] = GroupCommit(self._write_keyed)
+        self._plain: GroupCommit[Batch, Answers] = GroupCommit(self._write)
+        self._keyed: GroupCommit[Batch, Answers] = GroupCommit(self._write_keyed)
 
     @property
     def waiting(self) -> int:
@@ -45,17 +46,16 @@ class Intake:
 
         Raises Problem for a reused key, LockTimeout, Overloaded, Closed, Refused.
         """
-        lane = self._plain if submission.key is None else self._keyed
-        answer = await lane.add(submission, len(submission.payload))
-        if isinstance(answer, Accepted):
-            return answer
-        if isinstance(answer, LockTimeout):
-            raise answer
-        raise Problem(
-            ProblemType.KEY_REUSED,
-            f"it was first sent with another body, which became task {answer.task_id}",
-            [FieldError("Idempotency-Key", "belongs to another body", "a new key for a new request")],
-        )
+        [accepted] = await self.submit_batch([submission])
+        return accepted
+
+    async def submit_batch(self, batch: Batch) -> list[Accepted]:
+        """Return, and raise, likewise for the tasks of one request, of which all are written or none."""
+        lane = self._plain if batch[0].key is None else self._keyed
+        answers = await lane.add(batch, sum(len(each.payload) for each in batch), len(batch))
+        if isinstance(answers, LockTimeout):
+            raise answers
+        return [_accepted(answer) for answer in answers]
 
     async def close(self, grace_seconds: float) -> None:
         """Take nothing on any more; let what waits become durable within the grace."""
@@ -63,11 +63,25 @@ class Intake:
             log.info("flushing", submissions=self.waiting)
         await asyncio.gather(self._plain.close(grace_seconds), self._keyed.close(grace_seconds))
 
-    async def _write_keyed(self, group: Sequence[Submission]) -> Sequence[Answer]:
+    async def _write(self, group: Sequence[Batch]) -> Sequence[Answers]:
+        answers = iter(await self._submissions.submit([each for batch in group for each in batch]))
+        return [list(islice(answers, len(batch))) for batch in group]
+
+    async def _write_keyed(self, group: Sequence[Batch]) -> Sequence[Answers]:
         """Write a group; where a key of it is locked elsewhere, one by one, so that only its owner fails."""
         try:
-            return await self._submissions.submit(group)
+            return await self._write(group)
         except LockTimeout as error:
             if len(group) == 1:
                 return [error]
-        return [answer for each in group for answer in await self._write_keyed([each])]
+        return [answers for batch in group for answers in await self._write_keyed([batch])]
+
+
+def _accepted(answer: Answer) -> Accepted:
+    if isinstance(answer, Accepted):
+        return answer
+    raise Problem(
+        ProblemType.KEY_REUSED,
+        f"it was first sent with another body, which became task {answer.task_id}",
+        [FieldError("Idempotency-Key", "belongs to another body", "a new key for a new request")],
+    )

@@ -1,7 +1,8 @@
-"""What clients hand over: the bodies of POST, and how a new task becomes a submission."""
+"""What clients hand over: the bodies of POST, and how new tasks become submissions."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -11,12 +12,14 @@ import msgspec
 from msgspec import Meta
 
 from gateway.auth import CALLER
-from gateway.bodies import JsonBody, header
-from gateway.problems import FieldError, Problem, ProblemType, invalid
+from gateway.bodies import MOST_BYTES, JsonBody, header
+from gateway.problems import FieldError, Problem, ProblemType, invalid, problem_of
+from pipeline.handlers.errors import PayloadInvalid
 from storage.model import Priority, Submission
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from uuid import UUID
 
     from litestar.types import HTTPScope
 
@@ -29,6 +32,7 @@ PriorityName = Annotated[Literal["HIGH", "MEDIUM", "LOW"], Meta(description="HIG
 _KEY = re.compile(rb"[!-~]{1,200}")
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+_MOST_FAULTS = 100
 
 
 class NewTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,6 +62,15 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_retries: Annotated[int, Meta(ge=0, le=100, description="a whole number from 0 to 100")] | None = None
 
 
+class NewBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /tasks/batch; each task stays as it came, to be read like the body of POST /tasks."""
+
+    tasks: Annotated[
+        tuple[msgspec.Raw, ...],
+        Meta(min_length=1, max_length=1000, description="1 to 1000 tasks, each as POST /tasks takes it"),
+    ]
+
+
 class NewReplay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of POST /tasks/{id}/replay."""
 
@@ -71,6 +84,7 @@ class NewReplay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 NEW_TASK = JsonBody(NewTask)
+NEW_BATCH = JsonBody(NewBatch)
 NEW_REPLAY = JsonBody(NewReplay)
 
 
@@ -90,6 +104,41 @@ class Acceptance:
     def read(self, scope: HTTPScope, body: bytes) -> Submission:
         """Check everything that can be known before the database is asked."""
         key = _key(scope)
+        return self._read(body, key, _fingerprint(key, body))
+
+    async def read_batch(self, scope: HTTPScope, body: bytes) -> tuple[Submission, ...]:
+        """Check a batch likewise; the Problem names what is wrong with each task, up to 100 faults in all.
+
+        Others get their turn as often as if the tasks had come one by one.
+        """
+        key = _key(scope)
+        fingerprint = _fingerprint(key, body)
+        tasks = NEW_BATCH.split(body).tasks
+        submissions: list[Submission] = []
+        faults: list[FieldError] = []
+        read_bytes = 0
+        for position, task in enumerate(tasks):
+            text = bytes(task)
+            try:
+                if len(text) > MOST_BYTES:
+                    raise invalid(FieldError("body", f"is {len(text)} bytes", f"up to {MOST_BYTES} bytes"))
+                first = submissions[0].id if submissions else None
+                submissions.append(self._read(text, key, fingerprint, first))
+            except (Problem, PayloadInvalid) as error:
+                faults += _faults(f"tasks[{position}]", problem_of(error))
+            if len(faults) >= _MOST_FAULTS:
+                break
+            read_bytes += len(text)
+            if read_bytes >= MOST_BYTES:
+                read_bytes = 0
+                await asyncio.sleep(0)
+        if faults:
+            named = f"the first {_MOST_FAULTS}" if len(faults) >= _MOST_FAULTS else len(faults)
+            detail = f"{named} faults in a batch of {len(tasks)} tasks; none was taken"
+            raise Problem(ProblemType.INVALID, detail, faults[:_MOST_FAULTS])
+        return tuple(submissions)
+
+    def _read(self, body: bytes, key: str | None, fingerprint: str, batch: UUID | None = None) -> Submission:
         task = NEW_TASK.decode(body)
         handler = self._handlers.get(task.kind)
         if handler is None:
@@ -114,7 +163,8 @@ class Acceptance:
             max_retries=int(_first(task.max_retries, policy.max_retries, settings.max_retries)),
             tenant=CALLER.tenant,
             key=key,
-            fingerprint=sha256(body).hexdigest() if key else "",
+            fingerprint=fingerprint,
+            batch=batch,
         )
 
     def _unknown(self, kind: str) -> Problem:
@@ -134,6 +184,19 @@ def _key(scope: HTTPScope) -> str | None:
         allowed = "1 to 200 visible ASCII characters, no blanks"
         raise invalid(FieldError("Idempotency-Key", "is not a usable key", allowed))
     return key.decode()
+
+
+def _fingerprint(key: str | None, body: bytes) -> str:
+    return sha256(body).hexdigest() if key else ""
+
+
+def _faults(where: str, problem: Problem) -> list[FieldError]:
+    """Say of a task what POST /tasks would say of a body."""
+    errors = problem.errors or [FieldError("body", f"{problem.type.title}: {problem.detail}")]
+    return [
+        msgspec.structs.replace(each, field=where if each.field == "body" else f"{where}.{each.field}")
+        for each in errors
+    ]
 
 
 def _run_at(task: NewTask) -> datetime | None:

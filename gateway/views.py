@@ -96,6 +96,12 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class BatchView(msgspec.Struct, frozen=True):
+    """The tasks of one request, in its order."""
+
+    items: list[TaskView]
+
+
 class StatusView(msgspec.Struct, frozen=True):
     """Where a task is."""
 

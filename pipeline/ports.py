@@ -40,7 +40,7 @@ class Submissions(Protocol):
     """The gateway's hand: task and outbox row, both or neither."""
 
     async def submit(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused]:
-        """Write a group in one statement; one answer each, in order.
+        """Write a group in one statement; one answer each, in order, and the same to all of a batch.
 
         Raises Refused (the whole group; the caller bisects) and LockTimeout (an idempotency key of
         the group is being written by another transaction).

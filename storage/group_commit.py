@@ -26,13 +26,15 @@ LONGEST_BACKOFF_SECONDS = 2.0
 class _Waiting(NamedTuple, Generic[Item, Answer]):
     item: Item
     size_bytes: int
+    rows: int
     answer: asyncio.Future[Answer]
 
 
 class GroupCommit(Generic[Item, Answer]):
     """`await add(x)` returns the answer of `write` for x once x is durable.
 
-    `write` takes a group and gives one answer each, in order; it must bear repetition. A group that is
+    `write` takes a group and gives one answer each, in order; it must bear repetition. An item may weigh
+    several rows, and is never divided. A group that is
     Refused is halved until the guilty item stands alone and its waiter gets the error. After
     OutcomeUnknown or Unavailable the same group is written again, never halved: its rows may be in.
     Any other failure goes to every waiter of the group. A waiter that leaves does not stop its write.
@@ -42,34 +44,34 @@ class GroupCommit(Generic[Item, Answer]):
         self,
         write: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]],
         *,
-        most_items: int = 500,
+        most_rows: int = 500,
         most_bytes: int = 4 << 20,
-        waiting_items: int = 20_000,
+        waiting_rows: int = 20_000,
         waiting_bytes: int = 64 << 20,
     ) -> None:
         self._write = write
-        self._most_items, self._most_bytes = most_items, most_bytes
-        self._waiting_items, self._waiting_bytes = waiting_items, waiting_bytes
+        self._most_rows, self._most_bytes = most_rows, most_bytes
+        self._waiting_rows, self._waiting_bytes = waiting_rows, waiting_bytes
         self._queue: deque[_Waiting[Item, Answer]] = deque()
-        self._items = 0
+        self._rows = 0
         self._bytes = 0
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
     def waiting(self) -> int:
-        """How many items are not yet durable."""
-        return self._items
+        """How many rows are not yet durable."""
+        return self._rows
 
-    async def add(self, item: Item, size_bytes: int = 0) -> Answer:
+    async def add(self, item: Item, size_bytes: int = 0, rows: int = 1) -> Answer:
         """Write one item with its neighbours; raises Overloaded, Closed, Refused or what `write` raised."""
         if self._closed:
             raise Closed("this process is stopping")
-        if self._items >= self._waiting_items or self._bytes + size_bytes > self._waiting_bytes:
-            raise Overloaded(f"{self._items} writes are waiting for the database")
+        if self._rows + rows > self._waiting_rows or self._bytes + size_bytes > self._waiting_bytes:
+            raise Overloaded(f"{self._rows} writes are waiting for the database")
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(item, size_bytes, answer))
-        self._items += 1
+        self._queue.append(_Waiting(item, size_bytes, rows, answer))
+        self._rows += rows
         self._bytes += size_bytes
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all())
@@ -96,10 +98,11 @@ class GroupCommit(Generic[Item, Answer]):
 
     def _take(self) -> list[_Waiting[Item, Answer]]:
         group: list[_Waiting[Item, Answer]] = []
-        size_bytes = 0
-        while self._queue and len(group) < self._most_items:
+        size_bytes = rows = 0
+        while self._queue:
             size_bytes += self._queue[0].size_bytes
-            if group and size_bytes > self._most_bytes:
+            rows += self._queue[0].rows
+            if group and (size_bytes > self._most_bytes or rows > self._most_rows):
                 break
             group.append(self._queue.popleft())
         return group
@@ -142,7 +145,7 @@ class GroupCommit(Generic[Item, Answer]):
 
     def _answer(self, group: list[_Waiting[Item, Answer]], answers: Sequence[Answer] | BaseException) -> None:
         for position, waiting in enumerate(group):
-            self._items -= 1
+            self._rows -= waiting.rows
             self._bytes -= waiting.size_bytes
             if waiting.answer.done():
                 continue

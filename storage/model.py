@@ -70,6 +70,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
     `run_at` or `delay_seconds` (by the database's clock) postpones the first start.
     With `key`, a second submission of the same `fingerprint` is answered with the first task.
+    Tasks of one batch stand side by side and share key and fingerprint; `batch` is the id of the first.
     """
 
     id: UUID
@@ -88,6 +89,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
     key: str | None = None
     fingerprint: str = ""
+    batch: UUID | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -230,6 +232,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which tasks a list shows; `before` is the id of the last row of the page before."""
 
+    ids: tuple[UUID, ...] | None = None
     status: Status | None = None
     priority: Priority | None = None
     kind: str | None = None

@@ -24,20 +24,22 @@ _SUBMIT = """
 WITH given AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::int[], $6::int[], $7::float8[],
                          $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[], $13::float8[],
-                         $14::text[], $15::text[], $16::text[])
+                         $14::text[], $15::text[], $16::text[], $17::uuid[]) WITH ORDINALITY
     AS g(id, tenant, kind, kind_version, priority, max_retries, timeout_seconds,
-         name, description, tags, payload, run_at, delay_seconds, trace_context, key, fingerprint)
+         name, description, tags, payload, run_at, delay_seconds, trace_context, key, fingerprint,
+         batch, place)
 ), keyed AS (
     INSERT INTO idempotency_keys (tenant, key, fingerprint, task_ids)
-    SELECT tenant, key, fingerprint, ARRAY[id] FROM given WHERE key IS NOT NULL ORDER BY tenant, key, id
-    ON CONFLICT DO NOTHING RETURNING task_ids[1] AS id
+    SELECT tenant, key, min(fingerprint), array_agg(id ORDER BY place) FROM given WHERE key IS NOT NULL
+    GROUP BY tenant, key, batch ORDER BY tenant, key, min(place)
+    ON CONFLICT DO NOTHING RETURNING task_ids
 ), made AS (
     INSERT INTO tasks (id, tenant, kind, kind_version, priority, max_retries, timeout_seconds, due_at,
                        trace_context)
     SELECT id, tenant, kind, kind_version, priority, max_retries, timeout_seconds,
            CASE WHEN delay_seconds > 0 THEN now() + make_interval(secs => delay_seconds) ELSE run_at END,
            trace_context
-    FROM given WHERE key IS NULL OR id IN (SELECT id FROM keyed) ORDER BY id
+    FROM given WHERE key IS NULL OR id IN (SELECT unnest(task_ids) FROM keyed) ORDER BY id
     ON CONFLICT (id) DO NOTHING RETURNING id, priority, due_at, created_at
 ), kept AS (
     INSERT INTO payloads (task_id, name, description, tags, body)
@@ -54,8 +56,12 @@ SELECT id, created_at FROM made
 """
 
 _LOOK_UP = """
-SELECT g.id, t.created_at, k.task_ids[1], k.fingerprint = g.fingerprint, k.created_at
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS g(id, tenant, key, fingerprint)
+SELECT g.id, t.created_at,
+       k.task_ids[CASE WHEN k.fingerprint = g.fingerprint
+                       THEN row_number() OVER (PARTITION BY g.batch ORDER BY g.place) ELSE 1 END],
+       k.fingerprint = g.fingerprint, k.created_at
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::uuid[]) WITH ORDINALITY
+     AS g(id, tenant, key, fingerprint, batch, place)
 LEFT JOIN tasks t ON t.id = g.id
 LEFT JOIN idempotency_keys k ON k.tenant = g.tenant AND k.key = g.key
 """
@@ -91,6 +97,7 @@ class PostgresSubmissions:
                 [submission.tenant for submission in missing],
                 [submission.key for submission in missing],
                 [submission.fingerprint for submission in missing],
+                [submission.batch or submission.id for submission in missing],
             ],
         )
         return {UUID(row[0]): _judge(*row) for row in rows}
@@ -139,6 +146,7 @@ def _columns(submissions: Sequence[Submission]) -> list[list[object]]:
             s.trace_context,
             s.key,
             s.fingerprint,
+            s.batch or s.id,
         )
         for s in submissions
     ]

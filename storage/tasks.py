@@ -90,6 +90,7 @@ class PostgresTasks:
             "t.created_at >= {}::timestamptz": which.created_from,
             "t.created_at < {}::timestamptz": which.created_to,
             "t.id < {}::uuid": which.before,
+            "t.id = ANY({}::uuid[])": None if which.ids is None else list(which.ids),
         }
         given = {condition: value for condition, value in conditions.items() if value is not None}
         where = " AND ".join(text.format(f"${number}") for number, text in enumerate(given, 1))

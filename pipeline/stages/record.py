@@ -33,7 +33,7 @@ class Record(Stage[Verdict, Recorded]):
     def __init__(self, runs: Runs) -> None:
         # What waits here is bounded by the slots: a verdict turned away would be a run done in vain.
         self._commit: GroupCommit[Verdict, Recorded] = GroupCommit(
-            runs.record, waiting_items=sys.maxsize, waiting_bytes=sys.maxsize
+            runs.record, waiting_rows=sys.maxsize, waiting_bytes=sys.maxsize
         )
 
     async def __call__(self, verdict: Verdict) -> Recorded:

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.intake import Intake
 from gateway.problems import Problem
@@ -88,6 +89,35 @@ async def test_a_locked_key_fails_its_own_request_only() -> None:
     assert isinstance(answers[2], LockTimeout)
     assert [await gate.kept(each) for each in innocent] == [True] * 4
     assert not await gate.kept(guilty)
+
+
+async def test_a_batch_is_one_request_among_others() -> None:
+    gate = Gate()
+    gate.open.set()
+    gate.errors = [Refused(group) for group in ("all", "the first", "the others", "the second")]
+    intake = Intake(gate)
+    one, other, *batch = [submission(name=name) for name in "abcd"]
+
+    answers = await asyncio.gather(
+        intake.submit(one), intake.submit(other), intake.submit_batch(batch), return_exceptions=True
+    )
+
+    assert gate.groups == [["a", "b", "c", "d"], ["a"], ["b", "c", "d"], ["b"], ["c", "d"]]
+    assert [type(answer) for answer in answers] == [Refused, Refused, list]
+
+
+async def test_a_locked_key_of_a_batch_fails_the_batch_only() -> None:
+    gate = Gate()
+    gate.open.set()
+    gate.locked = {"guilty"}
+    intake = Intake(gate)
+    guilty, innocent = ([submission(key=key) for _ in range(2)] for key in ("guilty", "k"))
+    batches = [[first, replace(second, batch=first.id)] for first, second in (guilty, innocent)]
+
+    answers = await asyncio.gather(*(intake.submit_batch(batch) for batch in batches), return_exceptions=True)
+
+    assert isinstance(answers[0], LockTimeout)
+    assert [await gate.kept(each) for batch in batches for each in batch] == [False, False, True, True]
 
 
 async def test_after_an_unknown_outcome_the_same_group_is_written_again() -> None:
@@ -193,7 +223,7 @@ class TestOverHttp:
     async def test_a_full_lane_answers_503(self) -> None:
         gate = Gate()
         async with gateway(Hands(submissions=gate)) as api:
-            api.intake._plain._waiting_items = 1
+            api.intake._plain._waiting_rows = 1
             async with asyncio.TaskGroup() as group:
                 first = group.create_task(api.client.post(TASKS, json={"kind": "echo"}))
                 await eventually(lambda: gate.groups)

@@ -212,6 +212,7 @@ class TestDocument:
             "GET /api/v1/dead-letters",
             "GET /api/v1/dead-letters/{dead_letter_id}",
             "GET /api/v1/outbox",
+            "POST /api/v1/tasks/batch",
             "POST /api/v1/outbox/{row_id}/retry",
             "GET /api/v1/kinds",
             "GET /health/live",

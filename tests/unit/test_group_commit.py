@@ -88,7 +88,7 @@ async def test_a_panic_of_the_driver_reaches_every_waiter_and_frees_the_writer()
 
 async def test_too_much_waiting_is_refused_at_the_door() -> None:
     writer = Writer(held=True)
-    commit = GroupCommit(writer, waiting_items=2, waiting_bytes=10)
+    commit = GroupCommit(writer, waiting_rows=2, waiting_bytes=10)
     waiting = [asyncio.create_task(commit.add(1, 5))]
     await eventually(lambda: commit.waiting == 1)
     with pytest.raises(Overloaded):
@@ -103,9 +103,22 @@ async def test_too_much_waiting_is_refused_at_the_door() -> None:
 
 async def test_a_group_is_bounded_in_items_and_in_bytes() -> None:
     writer = Writer()
-    commit = GroupCommit(writer, most_items=3, most_bytes=10)
+    commit = GroupCommit(writer, most_rows=3, most_bytes=10)
     await asyncio.gather(*(commit.add(number, 4) for number in range(7)))
     assert [len(group) for group in writer.groups] == [2, 2, 2, 1]
+
+
+async def test_an_item_weighs_its_rows_and_is_not_divided() -> None:
+    writer = Writer(held=True)
+    commit = GroupCommit(writer, most_rows=3, waiting_rows=10)
+    waiting = [asyncio.create_task(commit.add(number, rows=number)) for number in (1, 4, 2, 1, 1)]
+    await eventually(lambda: commit.waiting == 9)
+    with pytest.raises(Overloaded):
+        await commit.add(9, rows=2)
+    writer.go.set()
+    assert await asyncio.gather(*waiting) == [2, 8, 4, 2, 2]
+    assert writer.groups == [[1], [4], [2, 1], [1]]
+    assert commit.waiting == 0
 
 
 async def test_a_waiter_that_leaves_does_not_stop_its_write() -> None:
@@ -186,7 +199,7 @@ async def test_an_unknown_outcome_of_a_half_is_repeated_as_that_half() -> None:
 async def test_any_other_failure_reaches_every_waiter_of_the_group_and_no_other() -> None:
     writer = Writer()
     writer.failures = [LockTimeout("locked")]
-    commit = GroupCommit(writer, most_items=2)
+    commit = GroupCommit(writer, most_rows=2)
     answers = await add_all(commit, [1, 2, 3])
     assert [type(answer) for answer in answers] == [LockTimeout, LockTimeout, int]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from pipeline.testing.ledger.state import REPLAYABLE, WAITING, Key, TaskRow, require_storable
@@ -25,28 +26,30 @@ class MemorySubmissions:
         """Write a group; raises Refused for the whole of it where one text cannot be stored."""
         for submission in submissions:
             require_storable(*_texts(submission))
-        return [self._submit(submission) for submission in submissions]
+        requests = [list(request) for _, request in itertools.groupby(submissions, lambda s: s.batch or s.id)]
+        return [answer for request in requests for answer in self._submit(request)]
 
-    def _submit(self, submission: Submission) -> Accepted | KeyReused:
-        key = self._key_of(submission)
-        if key and key.task_id != submission.id:
-            if key.fingerprint != submission.fingerprint:
-                return KeyReused(key.task_id)
-            first = self._state.tasks.get(key.task_id)
-            return Accepted(
-                key.task_id, replayed=True, created_at=first.created_at if first else key.created_at
-            )
+    def _submit(self, request: list[Submission]) -> list[Accepted | KeyReused]:
+        key = self._key_of(request)
+        if key and key.task_ids[0] != request[0].id:
+            if key.fingerprint != request[0].fingerprint:
+                return [KeyReused(key.task_ids[0])] * len(request)
+            return [Accepted(first, replayed=True, created_at=key.created_at) for first in key.task_ids]
+        return [self._accept(submission) for submission in request]
+
+    def _accept(self, submission: Submission) -> Accepted:
         row = self._state.tasks.get(submission.id)
         if row is None:
             row = self._state.tasks[submission.id] = self._new(submission)
             self._state.send(row, available_at=row.due_at)
         return Accepted(submission.id, created_at=row.created_at)
 
-    def _key_of(self, submission: Submission) -> Key | None:
-        if submission.key is None:
+    def _key_of(self, request: list[Submission]) -> Key | None:
+        first = request[0]
+        if first.key is None:
             return None
-        mine = Key(submission.id, submission.fingerprint, self._state.now())
-        return self._state.keys.setdefault((submission.tenant, submission.key), mine)
+        mine = Key(tuple(submission.id for submission in request), first.fingerprint, self._state.now())
+        return self._state.keys.setdefault((first.tenant, first.key), mine)
 
     def _new(self, submission: Submission) -> TaskRow:
         delay_seconds = submission.delay_seconds
@@ -132,4 +135,5 @@ def _matches(row: TaskRow, which: TaskFilter) -> bool:
         and (which.created_from is None or row.created_at >= which.created_from)
         and (which.created_to is None or row.created_at < which.created_to)
         and (which.before is None or row.asked.id < which.before)
+        and (which.ids is None or row.asked.id in which.ids)
     )

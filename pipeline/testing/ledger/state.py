@@ -88,7 +88,7 @@ _FROM_ROW = tuple(
 class Key(msgspec.Struct, frozen=True):
     """A row of `idempotency_keys`."""
 
-    task_id: UUID
+    task_ids: tuple[UUID, ...]
     fingerprint: str
     created_at: datetime
 
