@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -24,14 +25,14 @@ _SUBMIT = """
 WITH given AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::int[], $6::int[], $7::float8[],
                          $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[], $13::float8[],
-                         $14::text[], $15::text[], $16::text[], $17::uuid[]) WITH ORDINALITY
+                         $14::text[], $15::text[], $16::text[], $17::int[]) WITH ORDINALITY
     AS g(id, tenant, kind, kind_version, priority, max_retries, timeout_seconds,
          name, description, tags, payload, run_at, delay_seconds, trace_context, key, fingerprint,
-         batch, place)
+         request, place)
 ), keyed AS (
     INSERT INTO idempotency_keys (tenant, key, fingerprint, task_ids)
     SELECT tenant, key, min(fingerprint), array_agg(id ORDER BY place) FROM given WHERE key IS NOT NULL
-    GROUP BY tenant, key, batch ORDER BY tenant, key, min(place)
+    GROUP BY tenant, key, request ORDER BY tenant, key, min(place)
     ON CONFLICT DO NOTHING RETURNING task_ids
 ), made AS (
     INSERT INTO tasks (id, tenant, kind, kind_version, priority, max_retries, timeout_seconds, due_at,
@@ -52,16 +53,16 @@ WITH given AS (
     SELECT m.id, 1, m.priority, q.name, greatest(now(), m.due_at)
     FROM made m JOIN queues q ON q.priority = m.priority ORDER BY m.id
 )
-SELECT id, created_at FROM made
+SELECT coalesce(array_agg(id), '{}'), min(created_at) FROM made
 """
 
 _LOOK_UP = """
 SELECT g.id, t.created_at,
        k.task_ids[CASE WHEN k.fingerprint = g.fingerprint
-                       THEN row_number() OVER (PARTITION BY g.batch ORDER BY g.place) ELSE 1 END],
+                       THEN row_number() OVER (PARTITION BY g.request ORDER BY g.place) ELSE 1 END],
        k.fingerprint = g.fingerprint, k.created_at
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::uuid[]) WITH ORDINALITY
-     AS g(id, tenant, key, fingerprint, batch, place)
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::int[]) WITH ORDINALITY
+     AS g(id, tenant, key, fingerprint, request, place)
 LEFT JOIN tasks t ON t.id = g.id
 LEFT JOIN idempotency_keys k ON k.tenant = g.tenant AND k.key = g.key
 """
@@ -78,15 +79,16 @@ class PostgresSubmissions:
 
     async def submit(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused]:
         """Write a group; who is not among the new rows is looked up: mine, an earlier one, another body."""
-        rows = await self._database.fetch(_SUBMIT, _columns(submissions))
-        answers: dict[UUID, Accepted | KeyReused] = {}
-        for task_id, created_at in rows:
-            answers[UUID(task_id)] = Accepted(UUID(task_id), created_at=created_at)
-        if answers:
+        [(made, created_at)] = await self._database.fetch(_SUBMIT, _columns(submissions))
+        if made:
             self._signals.notify(OUTBOX)
+        if len(made) == len(submissions):
+            return [Accepted(submission.id, created_at=created_at) for submission in submissions]
+        answers: dict[UUID, Accepted | KeyReused] = {
+            (task_id := UUID(text)): Accepted(task_id, created_at=created_at) for text in made
+        }
         missing = [submission for submission in submissions if submission.id not in answers]
-        if missing:
-            answers |= await self._look_up(missing)
+        answers |= await self._look_up(missing)
         return [answers[submission.id] for submission in submissions]
 
     async def _look_up(self, missing: list[Submission]) -> dict[UUID, Accepted | KeyReused]:
@@ -97,7 +99,7 @@ class PostgresSubmissions:
                 [submission.tenant for submission in missing],
                 [submission.key for submission in missing],
                 [submission.fingerprint for submission in missing],
-                [submission.batch or submission.id for submission in missing],
+                _requests(missing),
             ],
         )
         return {UUID(row[0]): _judge(*row) for row in rows}
@@ -127,6 +129,11 @@ def _tags_as_json(tags: tuple[str, ...]) -> str | None:
         raise Refused(f"a tag is no text: {error}") from error
 
 
+def _requests(submissions: Sequence[Submission]) -> list[int]:
+    """Count up the requests by which the submissions came; a batch is one."""
+    return list(accumulate(int(submission.batch is None) for submission in submissions))
+
+
 def _columns(submissions: Sequence[Submission]) -> list[list[object]]:
     rows = [
         (
@@ -146,8 +153,8 @@ def _columns(submissions: Sequence[Submission]) -> list[list[object]]:
             s.trace_context,
             s.key,
             s.fingerprint,
-            s.batch or s.id,
+            request,
         )
-        for s in submissions
+        for s, request in zip(submissions, _requests(submissions), strict=True)
     ]
     return [list(column) for column in zip(*rows, strict=True)]
