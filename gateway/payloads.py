@@ -134,7 +134,7 @@ class Acceptance:
                 await asyncio.sleep(0)
         if faults:
             named = f"the first {_MOST_FAULTS}" if len(faults) >= _MOST_FAULTS else len(faults)
-            detail = f"{named} faults in a batch of {len(tasks)} tasks; none was taken"
+            detail = f"none of {len(tasks)} tasks was taken; faults: {named}"
             raise Problem(ProblemType.INVALID, detail, faults[:_MOST_FAULTS])
         return tuple(submissions)
 

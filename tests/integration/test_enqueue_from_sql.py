@@ -15,6 +15,7 @@ import pytest_asyncio
 from pipeline import roles, service
 from pipeline.handlers import load
 from pipeline.settings import Settings
+from pipeline.settings.fields import Role
 from pipeline.testing import MemoryBroker
 from storage.ledger import PostgresLedger
 from storage.model import Caller, Priority, Status, TaskFilter
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from tests.support import servers
 
 CALLER = Caller()
-SETTINGS = Settings(worker_concurrency=4, drain_seconds=0.2, outbox_poll_interval=0.1)
+ROLES = frozenset({Role.RELAY, Role.WORKER})
+SETTINGS = Settings(role=ROLES, worker_concurrency=4, drain_seconds=0.2, outbox_poll_interval=0.1)
 FULL = """
     kind => 'sleep', payload => '{"seconds": 0}', priority => 'HIGH', run_at => '2020-01-31 12:00+00',
     timeout_seconds => 1.5, max_retries => 0, tags => ARRAY['a', 'q"\\'], name => 'a name',
@@ -80,18 +82,28 @@ async def at_work(ledger: PostgresLedger) -> AsyncIterator[None]:
     """A relay and a worker, with a broker in memory."""
     stop = asyncio.Event()
     async with MemoryBroker() as broker:
-        ports = roles.Ports(ledger, broker)
-        running = asyncio.gather(
-            roles.relay(ports, SETTINGS).run(stop, 1.0), service._worker(SETTINGS, ports, load([]), stop)
-        )
-        yield
-        stop.set()
-        await running
+        process = service.Process(SETTINGS, roles.Ports(ledger, broker), load([]), announce=print, stop=stop)
+        running = asyncio.create_task(process.run())
+        try:
+            yield
+        finally:
+            stop.set()
+            await running
 
 
 async def enqueue(connection: psqlpy.Connection, arguments: str) -> UUID:
     result = await connection.execute(f"SELECT baton_enqueue({arguments}) AS id")
     return UUID(result.result()[0]["id"])
+
+
+async def becomes(ledger: PostgresLedger, task_id: UUID, status: Status) -> Task:
+    async def has() -> Task | None:
+        task = await ledger.tasks.get(CALLER, task_id)
+        return task if task and task.status is status else None
+
+    task = await eventually(has)
+    assert task
+    return task
 
 
 async def tasks(ledger: PostgresLedger) -> list[Task]:
@@ -108,14 +120,34 @@ async def test_a_task_of_a_committed_transaction_runs(
             )
         [row] = (await shop.execute("SELECT task_id FROM orders WHERE id = 17")).result()
 
-        async def completed() -> Task | None:
-            task = await ledger.tasks.get(CALLER, UUID(row["task_id"]))
-            return task if task and task.status is Status.COMPLETED else None
+        task = await becomes(ledger, UUID(row["task_id"]), Status.COMPLETED)
 
-        task = await eventually(completed)
-
-    assert task is not None
     assert task.result == b'{"order":17}'
+
+
+async def test_a_payload_that_does_not_fit_is_found_by_the_first_run(
+    shop: psqlpy.Connection, ledger: PostgresLedger
+) -> None:
+    async with at_work(ledger):
+        task = await becomes(ledger, await enqueue(shop, """'sleep', '{"seconds": -1}'"""), Status.FAILED)
+
+    assert (task.attempt, "seconds" in task.errors[0].message) == (1, True)
+    [letter] = await ledger.dead_letters.find(CALLER, task_id=task.id, kind=None, before=None, limit=9)
+    assert letter.errors == task.errors
+
+
+async def test_a_kind_that_nobody_serves_waits_for_a_worker_that_does(
+    shop: psqlpy.Connection, ledger: PostgresLedger
+) -> None:
+    async with at_work(ledger):
+        task_id = await enqueue(shop, "'nobody.knows'")
+        await becomes(ledger, task_id, Status.PENDING)
+        [row] = await eventually(lambda: ledger.outbox.find(CALLER, status=None, before=None, limit=9))
+
+    assert row.reference == (task_id, 1)
+    assert row.available_at
+    assert row.created_at
+    assert row.available_at - row.created_at == timedelta(seconds=30)
 
 
 async def test_a_rolled_back_transaction_leaves_no_task(
@@ -346,12 +378,12 @@ class TestRights:
 
     async def test_baton_may_have_a_schema_of_its_own(self, postgres: servers.Database) -> None:
         shop = await postgres.connect()
-        await shop.execute("CREATE SCHEMA baton")
-        await shop.execute(f"ALTER DATABASE {postgres.database} SET search_path = baton")
+        await shop.execute("CREATE SCHEMA kept_apart")
+        await shop.execute(f"ALTER DATABASE {postgres.database} SET search_path = kept_apart")
         address = await migrated(postgres)
         await shop.execute("CREATE TABLE tasks (id int)")
 
-        [row] = (await shop.execute("SELECT baton.baton_enqueue('echo') AS id")).result()
+        [row] = (await shop.execute("SELECT kept_apart.baton_enqueue('echo') AS id")).result()
 
         async with PostgresLedger(address) as ledger:
             assert [task.id for task in await tasks(ledger)] == [UUID(row["id"])]
