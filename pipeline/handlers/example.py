@@ -101,7 +101,7 @@ async def send_email(email: Email, ctx: Context) -> Sent:
     folder = Path(os.environ.get("EXAMPLE_OUTBOX", "outbox"))
     await asyncio.to_thread(put, folder, f"{ctx.idempotency_key}.eml", message.as_bytes())
     ctx.log.info("message sent", to=email.to)
-    return Sent(message["Message-ID"])
+    return Sent(str(message["Message-ID"]))
 
 
 def compose(email: Email, key: str) -> EmailMessage:

@@ -81,6 +81,7 @@ async def test_an_email_is_written_once_however_often_it_is_run(
     monkeypatch.setenv("EXAMPLE_OUTBOX", str(tmp_path / "outbox"))
     mail = Email("ada@example.org", "Grüße", "Hello")
     first = await send_email(mail, CONTEXT)
+    assert send_email.encode(first)
     again = await send_email(mail, msgspec.structs.replace(CONTEXT, attempt=2, dispatch=5))
     assert first == again
     (written,) = (tmp_path / "outbox").iterdir()
