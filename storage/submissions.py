@@ -53,7 +53,7 @@ WITH given AS (
     SELECT m.id, 1, m.priority, q.name, greatest(now(), m.due_at)
     FROM made m JOIN queues q ON q.priority = m.priority ORDER BY m.id
 )
-SELECT coalesce(array_agg(id), '{}'), min(created_at) FROM made
+SELECT array_agg(id), min(created_at) FROM made HAVING count(*) > 0
 """
 
 _LOOK_UP = """
@@ -79,7 +79,8 @@ class PostgresSubmissions:
 
     async def submit(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused]:
         """Write a group; who is not among the new rows is looked up: mine, an earlier one, another body."""
-        [(made, created_at)] = await self._database.fetch(_SUBMIT, _columns(submissions))
+        rows = await self._database.fetch(_SUBMIT, _columns(submissions))
+        made, created_at = rows[0] if rows else ((), None)
         if made:
             self._signals.notify(OUTBOX)
         if len(made) == len(submissions):

@@ -115,6 +115,7 @@ CASES: dict[str, tuple[int, Ask]] = {
     "find new": (3000, find(status=Status.NEW)),
     "find running": (500, find(status=Status.IN_PROGRESS)),
     "find one priority": (500, find(priority=Priority.HIGH)),
+    "find by ids": (1000, find(ids=tuple(task(3000 * n) for n in range(1, 101)), limit=100)),
     "statuses": (500, lambda hands: hands.tasks.statuses([task(3000 * n) for n in range(1, 101)])),
     "cancel": (50, lambda hands: hands.tasks.cancel(CALLER, task(300_002))),
     "replay": (300, lambda hands: hands.tasks.replay(CALLER, task(45), 1, "")),
