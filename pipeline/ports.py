@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from storage.model import (
         Accepted,
+        Backlog,
         Beat,
         Caller,
         Capacity,
@@ -170,6 +171,9 @@ class Upkeep(Protocol):
 
         None stands for `min_age_seconds` ago by the database's clock.
         """
+
+    async def backlog(self, most: int) -> Backlog:
+        """Count due and FAILED outbox rows, each up to `most`, and tell how old the oldest due ones are."""
 
     async def prune(self, retention_seconds: float, idempotency_ttl_seconds: float, most: int) -> int:
         """Remove finished tasks and unreadable letters older than the retention (0: keep), and expired keys.

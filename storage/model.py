@@ -107,7 +107,10 @@ class KeyReused(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One claimed hand-over of a task: what its handler needs and what fences its verdict."""
+    """One claimed hand-over of a task: what its handler needs and what fences its verdict.
+
+    `waited_seconds` is how long it has waited since it was due, by the database's clock.
+    """
 
     task_id: UUID
     dispatch: int
@@ -124,6 +127,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
     trace_context: str | None = None
     queued_at: datetime | None = None
+    waited_seconds: float = 0.0
 
     @property
     def reference(self) -> Reference:
@@ -301,6 +305,20 @@ class Holding(NamedTuple):
 
     reference: Reference
     cancel_requested: bool
+
+
+class Due(NamedTuple):
+    """Outbox rows that a relay may send now, and for how long the oldest one has been due."""
+
+    rows: int
+    oldest_seconds: float
+
+
+class Backlog(NamedTuple):
+    """What the outbox holds: due rows per priority, and FAILED rows."""
+
+    due: dict[Priority, Due]
+    failed: int
 
 
 class Capacity(NamedTuple):

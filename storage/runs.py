@@ -35,6 +35,8 @@ PAUSED_SECONDS = 1.0
 # Who is declared dead may be the only worker: it is not sent the same without end until a heartbeat tells it.
 DECLARED_DEAD_SECONDS = 1.0
 
+# A task waits from when it is due, else from its creation; when a replay was asked is not kept, and stood in
+# for by when it was queued.
 # Locked in order of id and never SKIP LOCKED: a row that another transaction holds for a moment would be
 # read as "refused" and its reference forgotten. Who is declared dead takes nothing, since it would be lost at
 # once; one look per statement. Who has not reported yet may take.
@@ -55,7 +57,10 @@ WITH wanted AS (
     UPDATE tasks t SET status = 2, worker_id = $3, started_at = clock_timestamp()
     FROM waiting w WHERE t.id = w.id AND w.later_seconds IS NULL
     RETURNING t.id, t.dispatch, t.kind, t.kind_version, t.priority, t.attempt, t.max_retries,
-              t.timeout_seconds, t.losses, t.postponements, t.replay, t.tenant, t.trace_context, t.queued_at
+              t.timeout_seconds, t.losses, t.postponements, t.replay, t.tenant, t.trace_context, t.queued_at,
+              extract(epoch FROM t.started_at - CASE
+                  WHEN t.due_at IS NULL AND t.replay > 0 THEN coalesce(t.queued_at, t.started_at)
+                  ELSE greatest(t.due_at, t.created_at) END)::float8
 ), returned AS (
     INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
     SELECT id, dispatch, priority, route, now() + make_interval(secs => later_seconds)
@@ -195,7 +200,7 @@ def _statuses(moved: list[Row]) -> dict[Reference, Status]:
 
 def _run(row: Row) -> Run:
     task_id, dispatch, kind, kind_version, priority, attempt, max_retries, timeout_seconds, *rest = row
-    losses, postponements, replay, tenant, trace_context, queued_at, body = rest
+    losses, postponements, replay, tenant, trace_context, queued_at, waited_seconds, body = rest
     return Run(
         task_id=UUID(task_id),
         dispatch=dispatch,
@@ -211,6 +216,7 @@ def _run(row: Row) -> Run:
         tenant=tenant,
         trace_context=trace_context,
         queued_at=queued_at,
+        waited_seconds=waited_seconds,
         payload=body,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from storage.model import Priority, Status
+from storage.model import Backlog, Due, Priority, Status
 from storage.signals import DONE, OUTBOX
 from storage.transitions import ENDED, ENDING
 
@@ -67,6 +67,17 @@ WITH lost AS (
 )
 INSERT INTO outbox (task_id, dispatch, priority, route)
 SELECT l.id, l.dispatch, l.priority, q.name FROM lost l JOIN queues q ON q.priority = l.priority RETURNING 1
+"""
+
+# In the order of the index, so that the oldest comes first and the count ends after `most` entries of it.
+_BACKLOG = """
+SELECT q.priority, d.rows, coalesce(extract(epoch FROM now() - d.oldest), 0)::float8, f.rows
+FROM queues q CROSS JOIN LATERAL (
+    SELECT count(*)::int AS rows, min(available_at) AS oldest FROM (
+        SELECT o.available_at FROM outbox o
+        WHERE o.status = 0 AND o.priority = q.priority AND o.available_at <= now()
+        ORDER BY o.available_at LIMIT $1) due) d
+CROSS JOIN (SELECT count(*)::int AS rows FROM (SELECT FROM outbox WHERE status = 1 LIMIT $1) failed) f
 """
 
 # Bounded by the time inside a UUIDv7: without an index on finished_at, a round that finds nothing must not
@@ -159,6 +170,12 @@ class PostgresUpkeep:
         if sent:
             self._signals.notify(OUTBOX)
         return len(sent)
+
+    async def backlog(self, most: int) -> Backlog:
+        """Count due and FAILED outbox rows, each up to `most`, and tell how old the oldest due ones are."""
+        found = await self._database.fetch(_BACKLOG, [most])
+        due = {Priority(priority): Due(rows, oldest_seconds) for priority, rows, oldest_seconds, _ in found}
+        return Backlog(due, found[0][3] if found else 0)
 
     async def prune(self, retention_seconds: float, idempotency_ttl_seconds: float, most: int) -> int:
         """Remove what is over; each kind of row at most `most` times."""

@@ -136,6 +136,7 @@ CASES: dict[str, tuple[int, Ask]] = {
     "rescue": (4000, lambda hands: hands.upkeep.rescue(100, 30.0)),
     "resend": (3000, lambda hands: hands.upkeep.resend(Priority.LOW, None, 100, 1.0)),
     "resend overtaken": (3000, lambda hands: hands.upkeep.resend(Priority.LOW, MOMENT, 100, 1.0)),
+    "backlog": (500, lambda hands: hands.upkeep.backlog(100)),
     "prune": (1000, lambda hands: hands.upkeep.prune(HOUR, HOUR, 100)),
     "prune nothing": (50, lambda hands: hands.upkeep.prune(YEARS, YEARS, 100)),
     "beat": (50, lambda hands: hands.workers.beat(beat(WORKER_ID))),

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pipeline.broker.topology import work_route
 from pipeline.testing.ledger.state import WAITING, require_storable
 from storage.dead_letters import MOST_BODY_BYTES
-from storage.model import Failure, Priority, Reason, Status
+from storage.model import Backlog, Due, Failure, OutboxStatus, Priority, Reason, Status
 from storage.upkeep import MOST_LOSSES
 
 if TYPE_CHECKING:
@@ -104,6 +104,24 @@ class MemoryUpkeep:
         for _, _, row in chosen:
             self._state.send(row)
         return len(chosen)
+
+    async def backlog(self, most: int) -> Backlog:
+        """Count due and FAILED outbox rows, each up to `most`, and tell how old the oldest due ones are."""
+        rows = self._state.outbox.values()
+        failed = sum(row.status is OutboxStatus.FAILED for row in rows)
+        return Backlog({priority: self._due(priority, most) for priority in Priority}, min(failed, most))
+
+    def _due(self, priority: Priority, most: int) -> Due:
+        now = self._state.now()
+        moments = sorted(
+            row.available_at
+            for row in self._state.outbox.values()
+            if row.status is OutboxStatus.WAITING
+            and row.priority is priority
+            and row.available_at is not None
+            and row.available_at <= now
+        )
+        return Due(len(moments[:most]), (now - moments[0]).total_seconds() if moments else 0.0)
 
     async def prune(self, retention_seconds: float, idempotency_ttl_seconds: float, most: int) -> int:
         """Remove what is over; each kind of row at most `most` times."""

@@ -145,7 +145,17 @@ def _run(row: TaskRow) -> Run:
         tenant=asked.tenant,
         trace_context=asked.trace_context,
         queued_at=row.queued_at,
+        waited_seconds=_waited_seconds(row),
     )
+
+
+def _waited_seconds(row: TaskRow) -> float:
+    assert row.started_at is not None, "a claim sets it"
+    if row.due_at is None and row.replay:
+        due_at = row.queued_at or row.started_at
+    else:
+        due_at = max(row.due_at or row.created_at, row.created_at)
+    return (row.started_at - due_at).total_seconds()
 
 
 class MemoryWorkers:

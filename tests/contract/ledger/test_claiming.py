@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+from msgspec.structs import replace
 
 from storage.model import Caller, Priority, Reference, Status
 from tests.contract.ledger.walk import KINDS, reference
@@ -38,6 +39,33 @@ async def test_what_waits_under_its_dispatch_is_taken(walk: Walk, time: Backend,
     assert (after.status, after.dispatch) == (Status.IN_PROGRESS, 1)
     assert after.started_at
     assert abs(after.started_at - await time.now()) < CLOSE
+
+
+async def test_a_run_tells_how_long_it_has_waited_since_it_was_due(walk: Walk, time: Backend) -> None:
+    at_once = await walk.pending()
+    later = await walk.pending(delay_seconds=40.0)
+    long_due = await walk.pending(run_at=await time.now() - timedelta(days=1))
+    await time.advance(60)
+
+    waited = [(await walk.claim(task)).waited_seconds for task in (at_once, later, long_due)]
+
+    assert waited == pytest.approx([60.0, 20.0, 60.0], abs=CLOSE.total_seconds())
+
+
+async def test_the_wait_of_a_retry_and_of_a_replay_begins_anew(
+    ledger: Ledger, walk: Walk, time: Backend
+) -> None:
+    retried, failed = await walk.running(), await walk.failed()
+    await time.advance(600)
+    await ledger.runs.record([builders.retry(retried, 30)])
+    replayed = await ledger.tasks.replay(Caller(), failed.id, failed.dispatch, "mended")
+    await walk.relay()
+    await time.advance(60)
+
+    assert replayed
+    again = [await walk.claim(task) for task in (await walk.task(retried.task_id), replayed)]
+
+    assert [run.waited_seconds for run in again] == pytest.approx([30.0, 60.0], abs=CLOSE.total_seconds())
 
 
 @pytest.mark.parametrize("status", [Status.IN_PROGRESS, Status.COMPLETED, Status.FAILED, Status.CANCELLED])
@@ -97,11 +125,12 @@ async def test_after_a_lost_reply_a_worker_gets_what_it_holds(
     if case == "queue paused":
         await time.pause("tasks.medium")
 
-    again = await ledger.runs.claim(
+    [again] = await ledger.runs.claim(
         [reference(task)], walk.worker_id, () if case == "kind unknown" else KINDS
     )
 
-    assert again == [run]
+    assert again.waited_seconds >= run.waited_seconds
+    assert replace(again, waited_seconds=run.waited_seconds) == run
     assert await walk.rows(task.id) == []
 
 

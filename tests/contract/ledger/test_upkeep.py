@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from storage.model import Accepted, Caller, Priority, Reason, Reference, Status
+from storage.model import Accepted, Backlog, Caller, Due, Priority, Reason, Reference, Status
 from tests.contract.ledger.walk import LEASE_SECONDS, reference
 from tests.support import builders
 
@@ -342,3 +342,36 @@ async def test_a_worker_long_dead_still_has_its_runs_rescued_after_pruning(
 
     assert await ledger.upkeep.rescue(10, LEASE_SECONDS) == 1
     assert (await walk.task(run.task_id)).losses == 1
+
+
+async def test_the_backlog_is_what_is_due_and_how_long_it_has_been(
+    ledger: Ledger, walk: Walk, time: Backend
+) -> None:
+    await walk.undeliverable()
+    await walk.relay()  # its notice to the DLQ
+    await walk.new(priority=Priority.HIGH)
+    await time.advance(60)
+    await walk.new(priority=Priority.HIGH)
+    await walk.new(priority=Priority.LOW, delay_seconds=HOUR)
+
+    backlog = await ledger.upkeep.backlog(10)
+
+    assert [backlog.due[priority].rows for priority in Priority] == [2, 0, 0]
+    assert backlog.due[Priority.HIGH].oldest_seconds == pytest.approx(60.0, abs=CLOSE.total_seconds())
+    assert backlog.due[MEDIUM].oldest_seconds == 0.0
+    assert backlog.failed == 1
+
+
+async def test_the_backlog_is_counted_no_further_than_asked(ledger: Ledger, walk: Walk) -> None:
+    for _ in range(3):
+        await walk.new()
+        await walk.undeliverable()
+
+    backlog = await ledger.upkeep.backlog(2)
+
+    assert (backlog.due[MEDIUM].rows, backlog.failed) == (2, 2)
+
+
+async def test_an_empty_outbox_has_no_backlog(ledger: Ledger) -> None:
+    nothing = Backlog({priority: Due(0, 0.0) for priority in Priority}, failed=0)
+    assert await ledger.upkeep.backlog(10) == nothing
