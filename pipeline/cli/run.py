@@ -62,11 +62,10 @@ def _expected() -> tuple[type[Exception], ...]:
     """List what the world outside may do to a start."""
     from pipeline.broker import BrokerError  # noqa: PLC0415 - `baton --help` must not wait for it
     from pipeline.handlers.errors import HandlersError  # noqa: PLC0415 - as above
+    from pipeline.http_server import PortTaken  # noqa: PLC0415 - as above
     from storage.errors import StorageError  # noqa: PLC0415 - as above
 
-    # By name: the gateway imports the pipeline, never the other way round.
-    port_taken: type[Exception] = import_module("gateway.server").PortTaken
-    return (StorageError, BrokerError, HandlersError, port_taken, OSError)
+    return (StorageError, BrokerError, HandlersError, PortTaken, OSError)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -11,11 +11,11 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from gateway.server import PortTaken
 from pipeline.broker import QueueMismatch
 from pipeline.cli import app
 from pipeline.cli.outside import Outside
 from pipeline.handlers.errors import HandlersError
+from pipeline.http_server import PortTaken
 from pipeline.settings import Settings
 from storage.embedded import DataFolderLocked
 from storage.errors import SchemaMismatch

@@ -14,9 +14,10 @@ import pytest
 import pytest_asyncio
 
 from gateway.app import create_app
-from gateway.server import PortTaken, listen, serve
+from gateway.server import serve
 from gateway.settings import GatewaySettings
 from pipeline.handlers import load
+from pipeline.http_server import PortTaken, listen
 from storage.errors import Unavailable
 from tests.support.gateway import TASKS, Broken, Hands
 from tests.support.waiting import eventually

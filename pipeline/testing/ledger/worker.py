@@ -150,12 +150,12 @@ def _run(row: TaskRow) -> Run:
 
 
 def _waited_seconds(row: TaskRow) -> float:
-    assert row.started_at is not None, "a claim sets it"
+    started_at = row.started_at or row.created_at  # a claim has set it
     if row.due_at is None and row.replay:
-        due_at = row.queued_at or row.started_at
+        due_at = row.queued_at or started_at
     else:
         due_at = max(row.due_at or row.created_at, row.created_at)
-    return (row.started_at - due_at).total_seconds()
+    return (started_at - due_at).total_seconds()
 
 
 class MemoryWorkers:
