@@ -13,7 +13,9 @@ import structlog
 from pipeline.broker.memory import MemoryBroker
 from pipeline.broker.rabbit import RabbitBroker
 from pipeline.broker.topology import DLQ
+from pipeline.clock import MonotonicClock
 from pipeline.flow import Flow, flow
+from pipeline.monitoring import MeasuredBroker, MeasuredExecute, MeasuredLedger
 from pipeline.stages import (
     Beat,
     Bury,
@@ -32,6 +34,8 @@ from pipeline.stages import (
     Resend,
     RouteRetry,
     Settle,
+    SurveyOutbox,
+    SurveyQueues,
     each,
 )
 from storage.database import Address, Database
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from pipeline.duty import Duty
     from pipeline.handlers.registry import Handlers
     from pipeline.handlers.runners import Runners
+    from pipeline.monitoring import Metrics, Progress
     from pipeline.ports import Ledger
     from pipeline.settings import Settings
     from pipeline.slots import Slots
@@ -57,13 +62,15 @@ log = structlog.get_logger()
 MIGRATION_SECONDS = 3600.0
 UPKEEP_ROUND_SECONDS = 10.0
 PRUNE_ROUND_SECONDS = 10.0
+SURVEY_ROUND_SECONDS = 10.0
 
 
 class Ports(NamedTuple):
-    """What a process works with."""
+    """What a process works with; the metrics are those that ledger and broker count in."""
 
     ledger: Ledger
     broker: Broker
+    metrics: Metrics
 
 
 def relay(ports: Ports, settings: Settings) -> Flow[list[OutboxRow], None]:
@@ -88,13 +95,14 @@ def worker(
 ) -> tuple[Flow[Wave, None], Flow[None, None]]:
     """Run tasks, from the queue to the verdict; and the heartbeat that lets this worker start them."""
     runs = ports.ledger.runs
+    ports.metrics.follow(slots)
     consume = Consume(ports.broker, settings.worker_queues, slots, runs, prefetch=settings.worker_prefetch)
     work = (
         flow(consume, concurrency=2)
         | Claim(runs, slots, duty, handlers.kinds)
         | HandOver()
         | each(
-            Execute(handlers, runners, slots)
+            MeasuredExecute(Execute(handlers, runners, slots), ports.metrics, MonotonicClock())
             | RouteRetry(settings.retry_delays_seconds)
             | DeadLetter()
             | Record(runs),
@@ -118,7 +126,7 @@ def dead_letter(ports: Ports) -> Flow[Delivery, None]:
 
 
 def janitor(ports: Ports, settings: Settings) -> list[Flow[None, None]]:
-    """Dispatch again what was lost, remove what is over."""
+    """Dispatch again what was lost, remove what is over, and show what waits."""
     upkeep, workers = ports.ledger.upkeep, ports.ledger.workers
     lease_seconds = settings.worker_lease_seconds
     return [
@@ -126,6 +134,8 @@ def janitor(ports: Ports, settings: Settings) -> list[Flow[None, None]]:
         flow(Every(UPKEEP_ROUND_SECONDS)) | Resend(upkeep, ports.broker, UPKEEP_ROUND_SECONDS),
         flow(Every(PRUNE_ROUND_SECONDS))
         | Prune(upkeep, settings.retention_seconds, settings.idempotency_ttl_seconds),
+        flow(Every(SURVEY_ROUND_SECONDS)) | SurveyOutbox(upkeep, ports.ledger.outbox, ports.metrics),
+        flow(Every(SURVEY_ROUND_SECONDS)) | SurveyQueues(ports.broker, ports.metrics),
     ]
 
 
@@ -135,8 +145,8 @@ def beat_seconds(settings: Settings) -> float:
 
 
 @asynccontextmanager
-async def open_ports(settings: Settings) -> AsyncIterator[Ports]:
-    """Open the ledger and the broker that the settings name; the embedded default brings both."""
+async def open_ports(settings: Settings, metrics: Metrics, progress: Progress) -> AsyncIterator[Ports]:
+    """Open the ledger and the broker that the settings name, measured; the embedded default brings both."""
     async with AsyncExitStack() as stack:
         if settings.embedded:
             server = await stack.enter_async_context(EmbeddedPostgres(settings.data_dir))
@@ -159,7 +169,9 @@ async def open_ports(settings: Settings) -> AsyncIterator[Ports]:
             # The memory broker forgot all it held when its last process ended.
             sent = await ledger.upkeep.restart_volatile()
             log.info("carrying on", tasks_sent_again=sent)
-        yield Ports(ledger, broker)
+        yield Ports(
+            MeasuredLedger(ledger, metrics, progress), MeasuredBroker(broker, metrics, progress), metrics
+        )
 
 
 def address_of(settings: Settings) -> Address:

@@ -15,6 +15,8 @@ from pipeline.clock import MonotonicClock
 from pipeline.duty import Duty
 from pipeline.handlers.registry import load
 from pipeline.handlers.runners import Runners
+from pipeline.monitoring import Metrics, Progress
+from pipeline.monitoring.listener import listening
 from pipeline.settings import Role
 from pipeline.slots import Slots
 from storage.errors import OutcomeUnknown, StorageError, Unavailable
@@ -33,19 +35,27 @@ FORCED_EXIT = 130
 
 
 async def serve(
-    settings: Settings, announce: Callable[[str], None], stop: asyncio.Event | None = None
+    settings: Settings, announce: Callable[[str, str], None], stop: asyncio.Event | None = None
 ) -> None:
     """Run the roles of the settings until SIGTERM or SIGINT, then drain; a second signal exits at once.
 
-    `announce` is called with the URL once the gateway listens. Raises what keeps a role from starting:
-    SchemaMismatch, EmbeddedError, HandlersError, the gateway's PortTaken.
+    `announce` is called once the gateway listens, with its URL and that for operators. Raises what keeps a
+    role from starting: SchemaMismatch, EmbeddedError, HandlersError, PortTaken.
     """
     stop = stop or asyncio.Event()
     _listen_for_signals(stop)
     handlers = load(settings.handlers, http_allow_private_addresses=settings.http_allow_private_addresses)
-    async with roles.open_ports(settings) as ports:
+    metrics, progress = Metrics(settings.role, handlers.kinds), Progress(MonotonicClock())
+    # Operators are answered first and last: also while the rest waits for a database, or drains.
+    async with (
+        listening(settings, metrics, progress) as operators,
+        roles.open_ports(settings, metrics, progress) as ports,
+    ):
+        log.info("answering operators", url=operators)
         if await _ready(ports, stop):
-            await Process(settings, ports, handlers, announce, stop).run()
+            await Process(
+                settings, ports, handlers, lambda url: announce(url, operators), stop
+            ).run()
     log.info("stopped")
 
 

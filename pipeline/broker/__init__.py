@@ -79,6 +79,10 @@ class Delivery(Protocol):
 class Subscription(Protocol):
     """A consumer that lives until it is cancelled, across reconnections."""
 
+    @property
+    def detached_seconds(self) -> float | None:
+        """For how long the broker has not known the consumer: 0 while it does, None if it never did."""
+
     async def cancel(self) -> None:
         """Stop deliveries; those already made can still be settled."""
 

@@ -88,6 +88,11 @@ class MemorySubscription:
         self.unsettled: dict[MemoryDelivery, None] = {}
         self.broker = broker
 
+    @property
+    def detached_seconds(self) -> float:
+        """For how long there has been an outage: 0 without one."""
+        return self.broker.outage_seconds
+
     def release(self, delivery: MemoryDelivery) -> bool:
         """Take a delivery out of this consumer's hands, and tell whether it still was in them."""
         if delivery not in self.unsettled:
@@ -165,6 +170,12 @@ class MemoryBroker:
         self._queues: dict[str, _Queue] = {}
         self._subscriptions: dict[MemorySubscription, None] = {}
         self._up = asyncio.Event()
+        self._down_since = self._clock.now()
+
+    @property
+    def outage_seconds(self) -> float:
+        """How long the present outage has lasted: 0 without one."""
+        return 0.0 if self._up.is_set() else self._clock.now() - self._down_since
 
     async def __aenter__(self) -> Self:
         """Open; what an earlier opening left in the queues is there."""
@@ -213,6 +224,7 @@ class MemoryBroker:
     def stop(self) -> None:
         """Begin an outage: calls raise BrokerUnavailable, unsettled deliveries go back."""
         self._up.clear()
+        self._down_since = self._clock.now()
         for subscription in self._subscriptions:
             messages = [delivery.message for delivery in subscription.unsettled]
             subscription.unsettled.clear()

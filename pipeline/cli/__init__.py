@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from pipeline.cli import dead_letters, outbox, tasks
 from pipeline.cli.failure import Failure
+from pipeline.cli.health import health
 from pipeline.cli.migrate import migrate
 from pipeline.cli.run import run
 from pipeline.cli.settings import settings
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (run, migrate, settings, submit):
+for command in (run, migrate, settings, health, submit):
     app.command()(command)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(dead_letters.app, name="dead-letters")

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 
 class Serve(Protocol):
-    """Runs the roles of a process until told to stop; `announce` hears the URL once the gateway listens."""
+    """Runs the roles of a process until told to stop.
 
-    def __call__(self, settings: Settings, announce: Callable[[str], None]) -> Coroutine[Any, Any, None]:
+    `announce` hears the gateway's URL once it listens, and that for operators.
+    """
+
+    def __call__(self, settings: Settings, announce: Callable[[str, str], None]) -> Coroutine[Any, Any, None]:
         """Serve."""
 
 

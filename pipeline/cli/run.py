@@ -49,7 +49,7 @@ def _serve(settings: "Settings", serve: "Serve") -> None:
 
     failures: list[BaseException] = []
     try:
-        uvloop.run(serve(settings, lambda url: _announce(settings, url)))
+        uvloop.run(serve(settings, lambda *urls: _announce(settings, *urls)))
     except* _expected() as group:
         failures = _leaves(group)
     if failures:
@@ -74,24 +74,25 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def _announce(settings: "Settings", url: str) -> None:
+def _announce(settings: "Settings", url: str, operators: str) -> None:
     """Say where everything is; machines that read the log are told in it."""
     import structlog  # noqa: PLC0415 - `baton --help` must not wait for it
 
     from pipeline.cli.screen import Screen  # noqa: PLC0415 - as above
 
     if settings.log_format == "json":
-        structlog.get_logger().info("listening", url=url)
+        structlog.get_logger().info("listening", url=url, operators=operators)
     else:
-        Screen().say("\n".join(_places(settings, url)))
+        Screen().say("\n".join(_places(settings, url, operators)))
 
 
-def _places(settings: "Settings", url: str) -> list[str]:
+def _places(settings: "Settings", url: str, operators: str) -> list[str]:
     for anywhere, here in ANYWHERE.items():
-        url = url.replace(anywhere, here)
+        url, operators = url.replace(anywhere, here), operators.replace(anywhere, here)
     return [
         "Baton is up; Ctrl-C stops it.",
         f"  API            {url}/api/v1 (described by {url}/schema/openapi.json)",
+        f"  operators      {operators}/health/ready and /metrics",
         *(f"  documentation  {documents}" for documents in _documents()),
         f"  data           {_data(settings)}",
         *(["  token          export BATON_TOKEN=... (one of API_TOKENS)"] if settings.api_tokens else []),

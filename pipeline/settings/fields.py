@@ -154,6 +154,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, whole(0, 315_360_000), "age at which ended tasks are pruned; 0 keeps them for ever"
     ] = 604_800
 
+    metrics_host: Annotated[str, hostname(), "address where operators find metrics and health"] = "127.0.0.1"
+    metrics_port: Annotated[
+        int, whole(0, 65_535), "port of metrics and health of this process; 0 takes a free one"
+    ] = 0
+
     log_format: Annotated[
         LogFormat, choice(LogFormat), "look of the log; auto: console on a terminal, else json"
     ] = LogFormat.AUTO

@@ -13,6 +13,7 @@ from pipeline.stages.publish import Publish, Published
 from pipeline.stages.record import Record
 from pipeline.stages.route_retry import RouteRetry
 from pipeline.stages.settle import Settle
+from pipeline.stages.survey import SurveyOutbox, SurveyQueues
 from pipeline.stages.upkeep import Prune, Rescue, Resend
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "Resend",
     "RouteRetry",
     "Settle",
+    "SurveyOutbox",
+    "SurveyQueues",
     "Wave",
     "each",
 ]

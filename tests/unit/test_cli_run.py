@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NO_SETTINGS: dict[str, str | None] = {name.upper(): None for name in msgspec.structs.asdict(Settings())}
 URL = "http://127.0.0.1:8000"
+OPERATORS = "http://127.0.0.1:9464"
 
 
 class Service:
@@ -38,10 +39,10 @@ class Service:
         self.failure = failure
         self.settings: Settings | None = None
 
-    async def __call__(self, settings: Settings, announce: Callable[[str], None]) -> None:
+    async def __call__(self, settings: Settings, announce: Callable[[str, str], None]) -> None:
         self.settings = settings
         if self.url:
-            announce(self.url)
+            announce(self.url, OPERATORS)
         if self.failure:
             raise self.failure
 
@@ -83,6 +84,7 @@ class TestRun:
         shown = result.stdout
         assert f"{URL}/api/v1" in shown
         assert f"{folder / '.baton'} (embedded PostgreSQL)" in shown
+        assert f"{OPERATORS}/health/ready" in shown
         assert "/documents\n" in shown
         assert """baton submit echo '{"hello":"world"}'""" in shown
 
@@ -116,7 +118,7 @@ class TestRun:
         result = baton("run", serve=Service(), LOG_FORMAT="json")
         assert result.stdout == ""
         line = json.loads(result.stderr)
-        assert (line["event"], line["url"]) == ("listening", URL)
+        assert (line["event"], line["url"], line["operators"]) == ("listening", URL, OPERATORS)
 
     @pytest.mark.parametrize(
         "failure",

@@ -276,6 +276,8 @@ ACCEPTED: list[tuple[str, str, object]] = [
     ("IDEMPOTENCY_TTL_SECONDS", "31536000", 31_536_000),
     ("RETENTION_SECONDS", "0", 0),
     ("RETENTION_SECONDS", "315360000", 315_360_000),
+    ("METRICS_HOST", "0.0.0.0", "0.0.0.0"),
+    ("METRICS_PORT", "9464", 9464),
     ("LOG_FORMAT", "json", LogFormat.JSON),
     ("LOG_FORMAT", "Console", LogFormat.CONSOLE),
     ("LOG_LEVEL", "WARNING", LogLevel.WARNING),
@@ -310,6 +312,7 @@ WHOLE = {
     "OUTBOX_BATCH_SIZE": ("0", "5001"),
     "OUTBOX_MAX_ATTEMPTS": ("0", "1001"),
     "PORT": ("-1", "65536"),
+    "METRICS_PORT": ("-1", "65536"),
     "IDEMPOTENCY_TTL_SECONDS": ("0", "31536001"),
     "RETENTION_SECONDS": ("-1", "315360001"),
 }
@@ -332,7 +335,7 @@ REFUSED: list[tuple[str, str]] = [
     *((name, "\udcff") for name in ("POSTGRES_DB", "POSTGRES_PASSWORD", "DATA_DIR")),
     *(
         (name, text)
-        for name in ("POSTGRES_HOST", "HOST")
+        for name in ("POSTGRES_HOST", "HOST", "METRICS_HOST")
         for text in ("", "a b", "-a", "h:5", "http://h", "h/", "[::1]")
     ),
     ("POSTGRES_HOST", "run/postgresql"),

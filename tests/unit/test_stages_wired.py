@@ -10,6 +10,7 @@ from pipeline import roles, service
 from pipeline.broker.topology import DLQ, work_route
 from pipeline.handlers import handler
 from pipeline.handlers.registry import Handlers
+from pipeline.monitoring import Metrics
 from pipeline.settings import Role, Settings
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import Unavailable
@@ -58,7 +59,7 @@ class Process:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run until the block ends, then drain; within the grace, or it is a TimeoutError."""
-        ports, before = roles.Ports(self.ledger, self.broker), asyncio.all_tasks()
+        ports, before = roles.Ports(self.ledger, self.broker, Metrics()), asyncio.all_tasks()
         process = service.Process(SETTINGS, ports, HANDLERS, announce=print, stop=self.stop)
         async with self.broker:
             running = asyncio.create_task(process.run())

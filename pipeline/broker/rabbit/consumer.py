@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,16 @@ class RabbitSubscription:
         self._deliver = deliver
         self._watch_seconds = watch_seconds
         self._session: Session | None = None
+        self._attached = False
+        self._detached_at: float | None = None
         self._keeper = asyncio.create_task(self._keep(), name=f"consume {queue}")
+
+    @property
+    def detached_seconds(self) -> float | None:
+        """For how long the broker has not known the consumer: 0 while it does, None if it never did."""
+        if self._attached:
+            return 0.0
+        return None if self._detached_at is None else time.monotonic() - self._detached_at
 
     async def cancel(self) -> None:
         """Stop deliveries; those already made can still be settled."""
@@ -102,6 +112,7 @@ class RabbitSubscription:
             await session.underlay.basic_qos(prefetch_count=self._prefetch)
             consumed = await session.underlay.basic_consume(self._queue, received)
             session.consumer_tag = consumed.consumer_tag
+        self._attached = True
         log.info("consuming", queue=self._queue, prefetch=self._prefetch)
         return session
 
@@ -139,6 +150,8 @@ class RabbitSubscription:
     async def _leave(self) -> None:
         """Close the channel: what is unsettled goes back, what comes late is settled in vain."""
         session, self._session = self._session, None
+        if self._attached:
+            self._attached, self._detached_at = False, time.monotonic()
         if session is not None:
             session.flush()
             session.forget()
