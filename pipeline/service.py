@@ -51,11 +51,8 @@ async def serve(
         listening(settings, metrics, progress) as operators,
         roles.open_ports(settings, metrics, progress) as ports,
     ):
-        log.info("answering operators", url=operators)
         if await _ready(ports, stop):
-            await Process(
-                settings, ports, handlers, lambda url: announce(url, operators), stop
-            ).run()
+            await Process(settings, ports, handlers, lambda url: announce(url, operators), stop).run()
     log.info("stopped")
 
 

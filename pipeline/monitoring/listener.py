@@ -41,6 +41,7 @@ async def listening(settings: Settings, metrics: Metrics, progress: Progress) ->
     with contextlib.closing(listen(settings.metrics_host, settings.metrics_port, "METRICS_PORT")) as listener:
         server = Server(create_app(settings, metrics, progress), GRACE_SECONDS)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
+        log.info("answering operators", url=url_of(listener))
         try:
             yield url_of(listener)
         finally:
