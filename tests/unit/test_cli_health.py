@@ -54,9 +54,11 @@ def answering(body: object) -> Iterator[str]:
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield str(server.server_port)
-        server.shutdown()
-        thread.join()
+        try:
+            yield str(server.server_port)
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def health(*arguments: str, **environ: str) -> Result:

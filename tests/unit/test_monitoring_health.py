@@ -158,6 +158,7 @@ class TestWorker:
         assert await process.behind() == ["heartbeat"]
 
     async def test_its_consumers_must_be_attached(self, process: Process) -> None:
+        await process.clock.advance(STALL_SECONDS)
         process.memory_broker.stop()
         await process.clock.advance(STALL_SECONDS)
         await process.ledger.workers.beat(beat(WORKER))
@@ -232,5 +233,6 @@ class TestGateway:
             await asyncio.Event().wait()
 
         process.progress.ask_database = silent
-        [finding] = (await process.health()).checks
+        async with asyncio.timeout(5):
+            [finding] = (await process.health()).checks
         assert (finding.ok, finding.error) == (False, "no answer within 0.01 seconds")
