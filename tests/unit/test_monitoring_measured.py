@@ -94,7 +94,7 @@ async def test_every_way_a_run_ends_is_an_outcome_of_its_own(measured: Measured)
         retry(runs[6]),
     ]
     await measured.ledger.runs.record(verdicts)
-    await measured.ledger.runs.record([verdicts[0]])
+    await measured.ledger.runs.record([done(runs[5])])
     counts = {"completed": 1, "retried": 1, "postponed": 1, "failed": 1, "cancelled": 2, "interrupted": 1}
     for outcome, count in (counts | {"refused": 1}).items():
         assert measured.value("runs_ended_total", kind="echo", outcome=outcome) == count, outcome
