@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from pipeline import roles, service
 from pipeline.handlers import load
+from pipeline.monitoring import Metrics
 from pipeline.settings import Settings
 from pipeline.settings.fields import Role
 from pipeline.testing import MemoryBroker
@@ -82,7 +83,8 @@ async def at_work(ledger: PostgresLedger) -> AsyncIterator[None]:
     """A relay and a worker, with a broker in memory."""
     stop = asyncio.Event()
     async with MemoryBroker() as broker:
-        process = service.Process(SETTINGS, roles.Ports(ledger, broker), load([]), announce=print, stop=stop)
+        ports = roles.Ports(ledger, broker, Metrics())
+        process = service.Process(SETTINGS, ports, load([]), announce=print, stop=stop)
         running = asyncio.create_task(process.run())
         try:
             yield
