@@ -98,6 +98,14 @@ async def test_a_message_without_queue_is_returned_and_confirmed_once_there_is_o
         assert await broker.publish(messages(1)) == [CONFIRMED]
 
 
+async def test_a_consumer_tells_that_the_broker_knows_it(server: Server) -> None:
+    async with server.connect() as broker:
+        await broker.ready()
+        subscription = await broker.consume(WORK, 1, Inbox())
+        await depth_becomes(broker, WORK, 0, consumers=1)
+        await eventually(lambda: subscription.detached_seconds == 0.0)
+
+
 async def test_a_batch_gets_one_exact_answer_for_each_message_in_order(server: Server) -> None:
     routes = [(WORK, OTHER, "tasks.medium")[number % 3] for number in range(300)]
     async with server.connect() as broker:
