@@ -33,10 +33,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settings_of(service: Mapping[str, Any], folder: Path) -> Settings:
-    return load(folder, service.get("environment", {})).settings
+    return load(folder, service["environment"]).settings
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", ["migrate", *OURS])
 def test_a_service_names_only_known_settings(name: str) -> None:
     assert SERVICES[name]["environment"].keys() <= FIELDS.keys()
 
@@ -105,8 +105,11 @@ def test_what_is_waited_for_can_tell_that_it_is_there() -> None:
                 assert SERVICES[name]["restart"] == "no"
 
 
-def test_compose_calls_a_command_that_there_is() -> None:
-    assert SERVICES["migrate"]["command"][0] in get_command(app).commands  # type: ignore[attr-defined]
+def test_compose_calls_commands_that_there_are() -> None:
+    checks = [service["healthcheck"]["test"] for service in OURS.values()]
+    called = {SERVICES["migrate"]["command"][0], *(check[2] for check in checks)}
+    assert all(check[:2] == ["CMD", "baton"] for check in checks)
+    assert called <= get_command(app).commands.keys()  # type: ignore[attr-defined]  # it is a group
 
 
 def test_what_compose_asks_of_env_is_in_the_example() -> None:
