@@ -8,7 +8,7 @@ StorageError
 ├── Overloaded           our own queue is full: come back later
 ├── Closed               this process is stopping
 ├── SchemaMismatch       the database is older or newer than this code
-└── EmbeddedError        the embedded server cannot be had (storage/embedded.py)
+└── EmbeddedError        the embedded server cannot be had (storage/embedded/)
 """
 
 

@@ -14,7 +14,8 @@ import psqlpy
 import pytest
 import structlog
 
-from storage.embedded import PROGRESS_SECONDS, DataFolderLocked, EmbeddedPostgres, ServerFailed, _as_user
+from storage.embedded import PROGRESS_SECONDS, DataFolderLocked, EmbeddedPostgres, ServerFailed
+from storage.embedded.programs import as_user
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def kill_owner(owner: subprocess.Popen[str]) -> None:
 
 
 def sleep_as(user: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*_as_user(user, dies_by="KILL"), "sleep", "60"])
+    return subprocess.Popen([*as_user(user, dies_by="KILL"), "sleep", "60"])
 
 
 async def owned_by_another_process(data: Path) -> subprocess.Popen[str]:

