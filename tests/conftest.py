@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
+from tests.support.debian import require
 from tests.support.ledgers import migrated
-from tests.support.rabbitmq_node import SCRIPTS, RabbitmqNode, require_rabbitmq
+from tests.support.rabbitmq_node import SCRIPTS, RabbitmqNode
 from tests.support.servers import PostgresServer, RabbitmqError, RunningRabbitmq, private_postgres
 
 if TYPE_CHECKING:
@@ -69,10 +70,7 @@ async def own_postgres(
 @pytest.fixture(scope="session")
 def make_rabbitmq_node(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], RabbitmqNode]:
     """Makes private brokers, not yet launched; installs RabbitMQ if need be."""
-    try:
-        require_rabbitmq()
-    except RabbitmqError as error:
-        pytest.fail(str(error), pytrace=False)
+    require("rabbitmq-server", SCRIPTS)
     return lambda: RabbitmqNode(tmp_path_factory.mktemp("rabbitmq"))
 
 

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import random
 import secrets
 import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.support.servers import RabbitmqError, RabbitmqServer, output_of
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 # Debian's wrappers in /usr/sbin refuse other users and ignore HOME; the scripts themselves do not.
 SCRIPTS = Path("/usr/lib/rabbitmq/bin")
-POLICY = Path("/usr/sbin/policy-rc.d")
 
 # Below the range that the kernel gives to outgoing connections, so that a port is free again after a kill.
 PORTS = range(20_000, 32_000)
@@ -168,51 +160,6 @@ class RabbitmqNode(RabbitmqServer):
                 start_new_session=True,
                 env=self._environment,
             )
-
-
-def require_rabbitmq() -> None:
-    """Install RabbitMQ where it is missing and root may; raises RabbitmqError with one line of remedy."""
-    # Tests run in several processes: all of them wait for the one that installs, and for its last file.
-    with (Path(tempfile.gettempdir()) / f"baton-tests-{os.geteuid()}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not SCRIPTS.exists():
-            _install_rabbitmq()
-
-
-def _install_rabbitmq() -> None:
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise RabbitmqError("RabbitMQ is not installed: as root run `apt-get install rabbitmq-server`, once")
-    print("installing rabbitmq-server for the tests; no service is started", file=sys.__stderr__, flush=True)
-    with _nothing_enabled():
-        for arguments in (("update",), ("install", "--yes", "--no-install-recommends", "rabbitmq-server")):
-            apt_get = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300", *arguments]
-            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            done = subprocess.run(apt_get, capture_output=True, text=True, env=environment, check=False)
-            if done.returncode:
-                said = " ".join((done.stdout + done.stderr).split("\n")[-3:])
-                raise RabbitmqError(f"RabbitMQ is not installed, and `{' '.join(apt_get)}` failed: {said}")
-
-
-@contextmanager
-def _nothing_enabled() -> Iterator[None]:
-    """Let packages be installed without any of their services being started now or at the next boot."""
-    before = _enabled_services()
-    ours = not POLICY.exists()
-    if ours:
-        # Forbids starts only while we live, so that a kill -9 leaves no lasting ban.
-        POLICY.write_text(f"#!/bin/sh\nkill -0 {os.getpid()} 2>/dev/null && exit 101\nexit 0\n")
-        POLICY.chmod(0o755)
-    try:
-        yield
-    finally:
-        if ours:
-            POLICY.unlink()
-        for link in _enabled_services() - before:
-            link.unlink(missing_ok=True)
-
-
-def _enabled_services() -> set[Path]:
-    return {*Path("/etc/systemd/system").glob("*.wants/*"), *Path("/etc").glob("rc[2-5S].d/S*")}
 
 
 def _own_name_resolves() -> bool:
