@@ -6,19 +6,19 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from litestar import Litestar, Request, Router
-from litestar.exceptions import NotFoundException
+from litestar import Litestar
 from litestar.middleware import DefineMiddleware
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 
 from gateway.auth import Doorkeeper
+from gateway.calls import options
 from gateway.dead_letters import DeadLetterRoutes
 from gateway.deadline import Deadline
+from gateway.docs import DocsRoutes
 from gateway.health import HealthRoutes
 from gateway.ids import Ids
 from gateway.intake import Intake
 from gateway.kinds import KindRoutes
+from gateway.openapi import Document
 from gateway.outbox import OutboxRoutes
 from gateway.payloads import Acceptance
 from gateway.problems import answer
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from gateway.settings import GatewaySettings
     from pipeline.handlers import Handler
     from pipeline.ports import Ledger
-
-DOCUMENT = "/schema"
 
 
 def create_app(
@@ -53,31 +51,19 @@ def create_app(
         *KindRoutes(handlers, settings).handlers(),
         *HealthRoutes(ledger, settings.request_timeout_seconds).handlers(),
     ]
+    routes += DocsRoutes(Document(routes, handlers, settings).build()).handlers()
     app = Litestar(
-        routes,
+        [*options(routes), *routes],
         middleware=[DefineMiddleware(Doorkeeper, settings=settings)],
         exception_handlers={Exception: answer},
         lifespan=[_database_time(ids, ledger, deadline)],
-        # Only the document: Litestar's viewers load scripts from other sites.
-        openapi_config=OpenAPIConfig(
-            "Baton",
-            "1",
-            render_plugins=[JsonRenderPlugin()],
-            openapi_router=Router(
-                DOCUMENT, route_handlers=[], include_in_schema=False, before_request=_refuse_other_paths
-            ),
-        ),
+        # Litestar's own document would be empty: the handlers read the requests themselves.
+        openapi_config=None,
         logging_config=None,
     )
     app.state.intake = intake
     app.state.waiting = waiting
     return app
-
-
-async def _refuse_other_paths(request: Request[Any, Any, Any]) -> None:
-    """Answer what is not the document like any unknown path; Litestar would answer in HTML."""
-    if request.scope["path"] not in {DOCUMENT, f"{DOCUMENT}/openapi.json"}:
-        raise NotFoundException
 
 
 def _database_time(

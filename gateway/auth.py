@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from litestar.enums import ScopeType
 
+from gateway.docs import PUBLIC_PATHS
 from gateway.problems import CLOSE, Problem, ProblemType
 from storage.model import Caller
 
@@ -33,9 +34,10 @@ _AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[0-9a-z.-]+))(?::[
 class Doorkeeper:
     """ASGI middleware that lets a request in, or raises Problem: 401, 403, 414 or 421.
 
-    With tokens, each request names one of them. Without tokens and without ALLOW_ANONYMOUS the settings let
-    the gateway listen on loopback only; a web page could still reach it there, by a form, or under a name of
-    its own that it lets resolve to 127.0.0.1. So Host, and Origin where there is one, must then be local.
+    With tokens, each request names one of them, but for PUBLIC_PATHS. Without tokens and without
+    ALLOW_ANONYMOUS the settings let the gateway listen on loopback only; a web page could still reach it
+    there, by a form, or under a name of its own that it lets resolve to 127.0.0.1. So Host, and Origin where
+    there is one, must then be local.
     """
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
@@ -58,6 +60,8 @@ class Doorkeeper:
         return _check_nothing if settings.allow_anonymous else _check_local
 
     def _check_token(self, scope: HTTPScope) -> None:
+        if scope["path"] in PUBLIC_PATHS:
+            return
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         digest = sha256(token.strip(b" ")).digest()

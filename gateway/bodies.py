@@ -116,6 +116,7 @@ class JsonBody(Generic[T]):
     """Decodes bodies as one struct; its fields' Meta descriptions say what is allowed in them."""
 
     def __init__(self, struct: type[T]) -> None:
+        self.struct = struct
         self._decoder = msgspec.json.Decoder(struct)
         schema = msgspec.json.schema_components([struct])[1][struct.__name__]
         self._allowed = {name: _allowed(each) for name, each in schema["properties"].items()}

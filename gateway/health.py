@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from litestar import get
+import msgspec
 
+from gateway.calls import LEDGER, Answer, Call
 from gateway.deadline import Deadline
 from gateway.exchange import HttpRequest, HttpResponse, respond
 
@@ -17,6 +18,29 @@ if TYPE_CHECKING:
 LONGEST_READY_SECONDS = 2.0  # probes give up early; so does the answer
 
 
+class Health(msgspec.Struct, frozen=True):
+    """What a probe is told when all is well."""
+
+    status: Literal["live", "ready"]
+
+
+LIVE = Call(
+    name="live",
+    tag="Health",
+    method="GET",
+    path="/health/live",
+    answers=(Answer(200, "The process lives.", Health, Health("live")),),
+)
+READY = Call(
+    name="ready",
+    tag="Health",
+    method="GET",
+    path="/health/ready",
+    answers=(Answer(200, "The database answers, and its schema fits.", Health, Health("ready")),),
+    problems=LEDGER,
+)
+
+
 class HealthRoutes:
     """The two probes; they need no token and tell nothing that needs one."""
 
@@ -26,13 +50,19 @@ class HealthRoutes:
 
     def handlers(self) -> list[HTTPRouteHandler]:
         """Bind the probes to their paths."""
-        return [get("/health/live")(self.live), get("/health/ready")(self.ready)]
+        return [LIVE.bind(self.live), READY.bind(self.ready)]
 
     async def live(self, request: HttpRequest) -> HttpResponse:  # noqa: ARG002 - Litestar's handlers want it
-        """Answer: that is the whole proof."""
-        return respond({"status": "live"})
+        """Tell whether the process lives.
+
+        That it answers is the whole proof.
+        """
+        return respond(Health("live"))
 
     async def ready(self, request: HttpRequest) -> HttpResponse:  # noqa: ARG002 - as above
-        """Answer 200 when the database answers and its schema fits; otherwise the problem says which."""
+        """Tell whether it can take work.
+
+        It can when the database answers and its schema fits; otherwise the problem says which.
+        """
         await self._deadline(self._ledger.ready())
-        return respond({"status": "ready"})
+        return respond(Health("ready"))

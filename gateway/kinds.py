@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from litestar import get
-
+from gateway import examples
+from gateway.calls import Answer, Call
 from gateway.exchange import API, HttpRequest, HttpResponse, respond
 from gateway.queries import NOTHING
 from gateway.views import KindView, Page
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from gateway.settings import GatewaySettings
     from pipeline.handlers import Handler
 
+FIND = Call(
+    name="findKinds",
+    tag="Kinds",
+    method="GET",
+    path=f"{API}/kinds",
+    answers=(Answer(200, "All kinds, on one page.", Page[KindView], examples.KINDS),),
+)
+
 
 class KindRoutes:
     """The call on kinds; a policy that names nothing shows what the settings give."""
@@ -28,7 +36,7 @@ class KindRoutes:
 
     def handlers(self) -> list[HTTPRouteHandler]:
         """Bind the call to its path."""
-        return [get(f"{API}/kinds")(self.find)]
+        return [FIND.bind(self.find)]
 
     async def find(self, request: HttpRequest) -> HttpResponse:
         """List all kinds, with the schema of their payload."""

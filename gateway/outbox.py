@@ -4,19 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from litestar import get, post
-
+from gateway import examples
 from gateway.auth import CALLER
+from gateway.calls import LEDGER, Answer, Call
 from gateway.exchange import API, HttpRequest, HttpResponse, PathText, respond
 from gateway.problems import Problem, ProblemType
-from gateway.queries import DEFAULT_LIMIT, NOTHING, OUTBOX, ROW_ID, from_path
-from gateway.views import OutboxView, page
+from gateway.queries import DEFAULT_LIMIT, NOTHING, OUTBOX, from_path
+from gateway.views import OutboxView, Page, page
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
 
     from gateway.deadline import Deadline
     from pipeline.ports import Outbox
+
+PATH = f"{API}/outbox"
+TAG = "Outbox"
+
+FIND = Call(
+    name="findOutboxRows",
+    tag=TAG,
+    method="GET",
+    path=PATH,
+    query=OUTBOX,
+    answers=(Answer(200, "A page, newest first.", Page[OutboxView], examples.OUTBOX),),
+    problems=LEDGER,
+)
+RETRY = Call(
+    name="retryOutboxRow",
+    tag=TAG,
+    method="POST",
+    path=f"{PATH}/{{row_id:str}}/retry",
+    answers=(Answer(200, "The row, sent again with its task.", OutboxView, examples.OUTBOX_ROW),),
+    problems=(*LEDGER, ProblemType.CONFLICT),
+)
 
 
 class OutboxRoutes:
@@ -28,10 +49,7 @@ class OutboxRoutes:
 
     def handlers(self) -> list[HTTPRouteHandler]:
         """Bind the calls to their paths."""
-        return [
-            get(f"{API}/outbox")(self.find),
-            post(f"{API}/outbox/{{row_id:str}}/retry", status_code=200)(self.retry),
-        ]
+        return [FIND.bind(self.find), RETRY.bind(self.retry)]
 
     async def find(self, request: HttpRequest) -> HttpResponse:
         """List rows, newest first."""
@@ -45,7 +63,7 @@ class OutboxRoutes:
     async def retry(self, request: HttpRequest, row_id: PathText) -> HttpResponse:
         """Let a FAILED row be sent again."""
         NOTHING.read(request.scope)
-        which = from_path("row_id", row_id, ROW_ID)
+        which = from_path("row_id", row_id)
         row = await self._deadline(self._outbox.retry(CALLER, which))
         if row is None:
             raise await self._refusal(which)

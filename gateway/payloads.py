@@ -6,7 +6,7 @@ import asyncio
 import re
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -14,6 +14,7 @@ from msgspec import Meta
 from gateway.auth import CALLER
 from gateway.bodies import MOST_BYTES, JsonBody, header
 from gateway.problems import FieldError, Problem, ProblemType, invalid, problem_of
+from gateway.queries import Parameter
 from pipeline.handlers.errors import PayloadInvalid
 from storage.model import Priority, Submission
 
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 
 PriorityName = Annotated[Literal["HIGH", "MEDIUM", "LOW"], Meta(description="HIGH, MEDIUM or LOW")]
 
-_KEY = re.compile(rb"[!-~]{1,200}")
+_KEY = re.compile(r"[!-~]{1,200}")
+# https://www.w3.org/TR/trace-context/#traceparent-header: later versions may append fields, ff is none.
+_TRACE = re.compile(
+    r"(?!ff|00.{54})[0-9a-f]{2}(?P<known>-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?"
+)
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 _MOST_FAULTS = 100
@@ -88,6 +93,19 @@ NEW_BATCH = JsonBody(NewBatch)
 NEW_REPLAY = JsonBody(NewReplay)
 
 
+class _Request(NamedTuple):
+    """What a request says of all its tasks."""
+
+    key: str | None
+    fingerprint: str
+    trace_context: str | None
+
+    @classmethod
+    def of(cls, scope: HTTPScope, body: bytes) -> _Request:
+        key = _key(scope)
+        return cls(key, sha256(body).hexdigest() if key else "", _trace_context(scope))
+
+
 class Acceptance:
     """Turns a request into a Submission, or raises Problem or PayloadInvalid.
 
@@ -103,16 +121,14 @@ class Acceptance:
 
     def read(self, scope: HTTPScope, body: bytes) -> Submission:
         """Check everything that can be known before the database is asked."""
-        key = _key(scope)
-        return self._read(body, key, _fingerprint(key, body))
+        return self._read(body, _Request.of(scope, body))
 
     async def read_batch(self, scope: HTTPScope, body: bytes) -> tuple[Submission, ...]:
         """Check a batch likewise; the Problem names what is wrong with each task, up to 100 faults in all.
 
         Others get their turn as often as if the tasks had come one by one.
         """
-        key = _key(scope)
-        fingerprint = _fingerprint(key, body)
+        request = _Request.of(scope, body)
         tasks = NEW_BATCH.split(body).tasks
         submissions: list[Submission] = []
         faults: list[FieldError] = []
@@ -123,7 +139,7 @@ class Acceptance:
                 if len(text) > MOST_BYTES:
                     raise invalid(FieldError("body", f"is {len(text)} bytes", f"up to {MOST_BYTES} bytes"))
                 first = submissions[0].id if submissions else None
-                submissions.append(self._read(text, key, fingerprint, first))
+                submissions.append(self._read(text, request, first))
             except (Problem, PayloadInvalid) as error:
                 faults += _faults(f"tasks[{position}]", problem_of(error))
             if len(faults) >= _MOST_FAULTS:
@@ -138,7 +154,7 @@ class Acceptance:
             raise Problem(ProblemType.INVALID, detail, faults[:_MOST_FAULTS])
         return tuple(submissions)
 
-    def _read(self, body: bytes, key: str | None, fingerprint: str, batch: UUID | None = None) -> Submission:
+    def _read(self, body: bytes, request: _Request, batch: UUID | None = None) -> Submission:
         task = NEW_TASK.decode(body)
         handler = self._handlers.get(task.kind)
         if handler is None:
@@ -161,9 +177,10 @@ class Acceptance:
                 task.timeout_seconds, policy.timeout_seconds, settings.task_timeout_seconds
             ),
             max_retries=int(_first(task.max_retries, policy.max_retries, settings.max_retries)),
+            trace_context=request.trace_context,
             tenant=CALLER.tenant,
-            key=key,
-            fingerprint=fingerprint,
+            key=request.key,
+            fingerprint=request.fingerprint,
             batch=batch,
         )
 
@@ -176,18 +193,44 @@ class Acceptance:
         )
 
 
+def _parse_key(text: str) -> str:
+    if not _KEY.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _parse_trace(text: str) -> str | None:
+    """Read a traceparent, as version 00 has it; what is none is not there, and never refused."""
+    found = _TRACE.fullmatch(text)
+    return f"00{found['known']}" if found else None
+
+
+IDEMPOTENCY_KEY = Parameter(
+    _parse_key,
+    "1 to 200 visible ASCII characters, no blanks",
+    {"type": "string", "pattern": f"^{_KEY.pattern}$"},
+    "The same for each repeat of a request: one key makes one task, or one batch.",
+)
+TRACEPARENT = Parameter(
+    _parse_trace,
+    "W3C Trace Context, such as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    {"type": "string"},
+    "The trace that the task belongs to; its handler finds it in ctx.trace_context.",
+)
+
+
 def _key(scope: HTTPScope) -> str | None:
-    key = header(scope, b"idempotency-key")
-    if key is None:
-        return None
-    if not _KEY.fullmatch(key):
-        allowed = "1 to 200 visible ASCII characters, no blanks"
-        raise invalid(FieldError("Idempotency-Key", "is not a usable key", allowed))
-    return key.decode()
+    given = header(scope, b"idempotency-key")
+    try:
+        return None if given is None else IDEMPOTENCY_KEY.parse(given.decode("latin-1"))
+    except ValueError as error:
+        fault = FieldError("Idempotency-Key", "is not a usable key", IDEMPOTENCY_KEY.allowed)
+        raise invalid(fault) from error
 
 
-def _fingerprint(key: str | None, body: bytes) -> str:
-    return sha256(body).hexdigest() if key else ""
+def _trace_context(scope: HTTPScope) -> str | None:
+    given = [value for name, value in scope["headers"] if name == b"traceparent"]
+    return TRACEPARENT.parse(given[0].decode("latin-1")) if len(given) == 1 else None
 
 
 def _faults(where: str, problem: Problem) -> list[FieldError]:

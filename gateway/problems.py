@@ -7,8 +7,9 @@ bug: a 500 that says nothing internal, logged once with its traceback.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence  # noqa: TC003 - msgspec resolves the annotation at run time
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import structlog
@@ -30,13 +31,14 @@ from storage.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from litestar.connection import Request
 
 log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
+PAGE = "/docs"  # where a person reads what the calls are
 CLOSE = {"connection": "close"}  # what is left of the request is not worth reading
 
 
@@ -115,11 +117,11 @@ class Problem(Exception):
 class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
     """The body of an error, RFC 9457 section 3.1, with the failing fields."""
 
-    type: str
+    type: Annotated[str, msgspec.Meta(extra_json_schema={"enum": [each.uri for each in ProblemType]})]
     title: str
     status: int
     detail: str
-    instance: str | None = None
+    instance: Annotated[str | None, msgspec.Meta(description="the path that was asked")] = None
     errors: tuple[FieldError, ...] = ()
 
 
@@ -140,12 +142,15 @@ def field_error(path: str, message: str) -> FieldError:
     return FieldError(field, "is not known" if named[1] else "is missing")
 
 
-def body_of(problem: Problem, path: str | None = None) -> bytes:
-    """Write a problem as JSON; `instance` is the path that was asked."""
+def details(problem: Problem, path: str | None = None) -> ProblemDetails:
+    """Show a problem as the client reads it; `path` is the one that was asked."""
     kind = problem.type
-    return _encoder.encode(
-        ProblemDetails(kind.uri, kind.title, kind.status, problem.detail, path, problem.errors)
-    )
+    return ProblemDetails(kind.uri, kind.title, kind.status, problem.detail, path, problem.errors)
+
+
+def body_of(problem: Problem, path: str | None = None) -> bytes:
+    """Write a problem as JSON."""
+    return _encoder.encode(details(problem, path))
 
 
 def problem_of(error: Exception) -> Problem:
@@ -193,7 +198,7 @@ _internal = _fixed(ProblemType.INTERNAL, "the failure is in the log; nothing mor
 TABLE: dict[type, Callable[[Any], Problem]] = {
     Problem: lambda problem: problem,
     PayloadInvalid: _of_payload,
-    NotFoundException: _fixed(ProblemType.NO_SUCH_PATH, "the calls are described in documents/api.md"),
+    NotFoundException: _fixed(ProblemType.NO_SUCH_PATH, f"the calls are described at {PAGE}"),
     MethodNotAllowedException: _of_method,
     HTTPException: _of_http,
     Unavailable: _fixed(ProblemType.UNAVAILABLE, "nothing was changed; repeat the request"),

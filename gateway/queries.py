@@ -29,16 +29,22 @@ HIGHEST_ID = 2**63 - 2  # one below the largest bigint, so that an id + 1 is sti
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
-_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
+# As JSON writes numbers: what clients compute may come as 19.999999999998 or 1e-05.
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
 
 _Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Parameter(NamedTuple):
-    """How one parameter is read; `parse` raises ValueError where the text is not of the form."""
+    """How one parameter is read; `parse` raises ValueError where the text is not of the form.
+
+    `schema` is that form for the OpenAPI document, `meaning` what the parameter is for.
+    """
 
     parse: Callable[[str], Any]
     allowed: str | tuple[str, ...]
+    schema: Mapping[str, object]
+    meaning: str = ""
 
 
 class Query:
@@ -79,8 +85,9 @@ class Query:
         return None
 
 
-def from_path(name: str, text: str, parameter: Parameter) -> Any:
-    """Read an id in a path as strictly as a parameter."""
+def from_path(name: str, text: str) -> Any:
+    """Read one of PATHS as strictly as a parameter."""
+    parameter = PATHS[name]
     try:
         return parameter.parse(text)
     except ValueError as error:
@@ -113,7 +120,8 @@ def _whole(low: int, high: int) -> Parameter:
             raise ValueError
         return int(text)
 
-    return Parameter(parse, f"a whole number from {low} to {high}")
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return Parameter(parse, f"a whole number from {low} to {high}", schema)
 
 
 def _seconds(most: int) -> Parameter:
@@ -122,7 +130,8 @@ def _seconds(most: int) -> Parameter:
             raise ValueError
         return float(text)
 
-    return Parameter(parse, f"seconds from 0 to {most}, such as 20 or 0.5")
+    schema = {"type": "number", "minimum": 0, "maximum": most}
+    return Parameter(parse, f"seconds from 0 to {most}, such as 20 or 0.5", schema)
 
 
 def _member(names: type[E]) -> Parameter:
@@ -133,29 +142,45 @@ def _member(names: type[E]) -> Parameter:
             raise ValueError
         return members[text]
 
-    return Parameter(parse, tuple(members))
+    return Parameter(parse, tuple(members), {"type": "string", "enum": [*members]})
 
 
-TASK_ID = Parameter(_parse_uuid, "a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057")
+TASK_ID = Parameter(
+    _parse_uuid, "a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057", {"type": "string", "format": "uuid"}
+)
 ROW_ID = _whole(1, HIGHEST_ID)
 
-_LIMIT = _whole(1, MOST_LIMIT)
-_TEXT = Parameter(_parse_text, f"1 to {MOST_TEXT} characters")
+PATHS = {"task_id": TASK_ID, "dead_letter_id": ROW_ID, "row_id": ROW_ID}
+"""The parameters in paths, by the names that the paths give them."""
+
+_LIMIT = _whole(1, MOST_LIMIT)._replace(meaning=f"How many a page holds; {DEFAULT_LIMIT} when left out.")
+_AFTER = "`next` of the page before."
+_TEXT = Parameter(
+    _parse_text,
+    f"1 to {MOST_TEXT} characters, none of them NUL",
+    {"type": "string", "minLength": 1, "maxLength": MOST_TEXT, "pattern": "^[^\\u0000]+$"},
+)
 _INSTANT = Parameter(
-    _parse_instant, "RFC 3339 with its offset, such as 2030-01-31T12:00:00Z (a + is written %2B)"
+    _parse_instant,
+    "RFC 3339 with its offset, such as 2030-01-31T12:00:00Z (a + is written %2B)",
+    {"type": "string", "format": "date-time"},
 )
 
 NOTHING = Query()
-WAIT = Query(wait=_seconds(MOST_WAIT_SECONDS))
+WAIT = Query(
+    wait=_seconds(MOST_WAIT_SECONDS)._replace(
+        meaning="Answer when the task has ended, or when this time is up."
+    )
+)
 TASKS = Query(
     status=_member(Status),
     priority=_member(Priority),
     kind=_TEXT,
-    tag=_TEXT,
-    created_from=_INSTANT,
-    created_to=_INSTANT,
+    tag=_TEXT._replace(meaning="One of the task's tags."),
+    created_from=_INSTANT._replace(meaning="Created then or later."),
+    created_to=_INSTANT._replace(meaning="Created earlier."),
     limit=_LIMIT,
-    cursor=TASK_ID,
+    cursor=TASK_ID._replace(meaning=_AFTER),
 )
-DEAD_LETTERS = Query(kind=_TEXT, task_id=TASK_ID, limit=_LIMIT, cursor=ROW_ID)
-OUTBOX = Query(status=_member(OutboxStatus), limit=_LIMIT, cursor=ROW_ID)
+DEAD_LETTERS = Query(kind=_TEXT, task_id=TASK_ID, limit=_LIMIT, cursor=ROW_ID._replace(meaning=_AFTER))
+OUTBOX = Query(status=_member(OutboxStatus), limit=_LIMIT, cursor=ROW_ID._replace(meaning=_AFTER))

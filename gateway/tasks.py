@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from litestar import delete, get, post
 from msgspec.structs import replace
 
+from gateway import examples
 from gateway.auth import CALLER
 from gateway.bodies import MOST_BATCH_BYTES, read_json
+from gateway.calls import LEDGER, Answer, Call
 from gateway.exchange import API, HttpRequest, HttpResponse, PathText, respond
-from gateway.payloads import NEW_REPLAY
+from gateway.payloads import IDEMPOTENCY_KEY, NEW_BATCH, NEW_REPLAY, NEW_TASK, TRACEPARENT
 from gateway.problems import Problem, ProblemType
-from gateway.queries import DEFAULT_LIMIT, NOTHING, TASK_ID, TASKS, WAIT, from_path
-from gateway.views import BatchView, StatusView, TaskView, page
+from gateway.queries import DEFAULT_LIMIT, NOTHING, TASKS, WAIT, from_path
+from gateway.views import BatchView, Page, StatusView, TaskView, page
 from storage.model import Status, TaskFilter
 
 if TYPE_CHECKING:
@@ -28,6 +29,132 @@ if TYPE_CHECKING:
     from gateway.waiting import Waiting
     from pipeline.ports import Tasks
     from storage.model import Accepted, Submission, Task
+
+PATH = f"{API}/tasks"
+TAG = "Tasks"
+
+REPLAYED = "`true` where an earlier request with the same key was the one that counted."
+
+SUBMIT = Call(
+    name="submitTask",
+    tag=TAG,
+    method="POST",
+    path=PATH,
+    query=WAIT,
+    headers={"Idempotency-Key": IDEMPOTENCY_KEY, "traceparent": TRACEPARENT},
+    body=NEW_TASK,
+    bodies={
+        "at once": {"kind": "echo", "payload": {"n": 1}},
+        "later": {"kind": "sleep", "payload": {"seconds": 1}, "delay_seconds": 60},
+        "with everything": {
+            "kind": "echo",
+            "payload": {"n": 1},
+            "name": "the first echo",
+            "description": "shows every field but delay_seconds",
+            "tags": ["order-17"],
+            "priority": "HIGH",
+            "run_at": "2030-01-31T12:00:00Z",
+            "timeout_seconds": 30,
+            "max_retries": 5,
+        },
+    },
+    answers=(
+        Answer(
+            201,
+            "The task is durable; with `wait` it may have ended.",
+            TaskView,
+            examples.NEW_TASK,
+            {
+                "Location": "The path of the task.",
+                "Idempotency-Replayed": REPLAYED,
+            },
+        ),
+    ),
+    problems=(
+        *LEDGER,
+        ProblemType.GONE,
+        ProblemType.UNKNOWN_KIND,
+        ProblemType.KEY_REUSED,
+        ProblemType.OVERLOADED,
+    ),
+)
+SUBMIT_BATCH = Call(
+    name="submitBatch",
+    tag=TAG,
+    method="POST",
+    path=f"{PATH}/batch",
+    headers={"Idempotency-Key": IDEMPOTENCY_KEY, "traceparent": TRACEPARENT},
+    body=NEW_BATCH,
+    bodies={
+        "two": {
+            "tasks": [
+                {"kind": "echo", "payload": {"n": 1}},
+                {"kind": "sleep", "payload": {"seconds": 1}, "priority": "LOW"},
+            ]
+        }
+    },
+    answers=(
+        Answer(
+            201,
+            "All tasks are durable; in the order of the request.",
+            BatchView,
+            examples.BATCH,
+            {"Idempotency-Replayed": REPLAYED},
+        ),
+    ),
+    problems=(*LEDGER, ProblemType.GONE, ProblemType.KEY_REUSED, ProblemType.OVERLOADED),
+)
+FIND = Call(
+    name="findTasks",
+    tag=TAG,
+    method="GET",
+    path=PATH,
+    query=TASKS,
+    answers=(Answer(200, "A page, newest first.", Page[TaskView], examples.TASKS),),
+    problems=LEDGER,
+)
+SHOW = Call(
+    name="showTask",
+    tag=TAG,
+    method="GET",
+    path=f"{PATH}/{{task_id:str}}",
+    query=WAIT,
+    answers=(Answer(200, "The task.", TaskView, examples.COMPLETED_TASK),),
+    problems=(*LEDGER, ProblemType.OVERLOADED),
+)
+SHOW_STATUS = Call(
+    name="showTaskStatus",
+    tag=TAG,
+    method="GET",
+    path=f"{PATH}/{{task_id:str}}/status",
+    query=WAIT,
+    answers=(Answer(200, "The status.", StatusView, examples.STATUS),),
+    problems=(*LEDGER, ProblemType.OVERLOADED),
+)
+CANCEL = Call(
+    name="cancelTask",
+    tag=TAG,
+    method="DELETE",
+    path=f"{PATH}/{{task_id:str}}",
+    answers=(
+        Answer(200, "It is cancelled, now or before.", TaskView, examples.CANCELLED_TASK),
+        Answer(202, "It runs, and was asked to stop.", TaskView, examples.RUNNING_TASK),
+    ),
+    problems=(*LEDGER, ProblemType.CONFLICT),
+)
+REPLAY = Call(
+    name="replayTask",
+    tag=TAG,
+    method="POST",
+    path=f"{PATH}/{{task_id:str}}/replay",
+    body=NEW_REPLAY,
+    bodies={
+        "once": {"reason": "the address was corrected", "dispatch": 4},
+        "whatever its dispatch": {"reason": "the address was corrected"},
+    },
+    answers=(Answer(200, "The task, handed out again.", TaskView, examples.REPLAYED_TASK),),
+    problems=(*LEDGER, ProblemType.CONFLICT),
+)
 
 
 class TaskRoutes:
@@ -50,17 +177,21 @@ class TaskRoutes:
     def handlers(self) -> list[HTTPRouteHandler]:
         """Bind the calls to their paths."""
         return [
-            post(f"{API}/tasks", status_code=201)(self.submit),
-            post(f"{API}/tasks/batch", status_code=201)(self.submit_batch),
-            get(f"{API}/tasks")(self.find),
-            get(f"{API}/tasks/{{task_id:str}}")(self.show),
-            get(f"{API}/tasks/{{task_id:str}}/status")(self.show_status),
-            delete(f"{API}/tasks/{{task_id:str}}", status_code=200)(self.cancel),
-            post(f"{API}/tasks/{{task_id:str}}/replay", status_code=200)(self.replay),
+            SUBMIT.bind(self.submit),
+            SUBMIT_BATCH.bind(self.submit_batch),
+            FIND.bind(self.find),
+            SHOW.bind(self.show),
+            SHOW_STATUS.bind(self.show_status),
+            CANCEL.bind(self.cancel),
+            REPLAY.bind(self.replay),
         ]
 
     async def submit(self, request: HttpRequest) -> HttpResponse:
-        """Hand a task over: 201 once it is durable."""
+        """Hand a task over.
+
+        It is checked against its kind, then written: a 201 means that it is durable. Who sends an
+        Idempotency-Key may repeat the request until it is answered; one key makes one task.
+        """
         scope = request.scope
         wait_seconds: float = WAIT.read(scope).get("wait", 0.0)
         body = await read_json(scope, request.receive, self._deadline.seconds)
@@ -73,13 +204,17 @@ class TaskRoutes:
                 view = TaskView.of(await self._read_first(accepted))
             else:
                 view = TaskView.of_new(submission, accepted)
-        headers = [("location", f"{API}/tasks/{accepted.task_id}")]
+        headers = [("location", f"{PATH}/{accepted.task_id}")]
         if accepted.replayed:
             headers.append(("idempotency-replayed", "true"))
         return respond(view, 201, headers)
 
     async def submit_batch(self, request: HttpRequest) -> HttpResponse:
-        """Hand many tasks over, all or none: 201 once they are durable."""
+        """Hand many tasks over, all or none.
+
+        Each is read as `POST /tasks` would read it; where one does not fit, none is written, and `errors`
+        names what is wrong with each. One Idempotency-Key serves the whole batch.
+        """
         scope = request.scope
         NOTHING.read(scope)
         body = await read_json(scope, request.receive, self._deadline.seconds, MOST_BATCH_BYTES)
@@ -99,22 +234,32 @@ class TaskRoutes:
         return respond(page(rows, limit, TaskView.of))
 
     async def show(self, request: HttpRequest, task_id: PathText) -> HttpResponse:
-        """Show a task, with `?wait=` once it has ended or the time is up."""
+        """Show a task.
+
+        With `wait` the answer comes once the task has ended, or when that time is up.
+        """
         wait_seconds = WAIT.read(request.scope).get("wait", 0.0)
-        which = from_path("task_id", task_id, TASK_ID)
+        which = from_path("task_id", task_id)
         return respond(TaskView.of(await self._read_ended(request, which, wait_seconds)))
 
     async def show_status(self, request: HttpRequest, task_id: PathText) -> HttpResponse:
-        """Show only the status of a task, with `?wait=` as above."""
+        """Show only the status of a task.
+
+        With `wait` the answer comes once the task has ended, or when that time is up.
+        """
         wait_seconds = WAIT.read(request.scope).get("wait", 0.0)
-        which = from_path("task_id", task_id, TASK_ID)
+        which = from_path("task_id", task_id)
         status = await self._read_status_ended(request, which, wait_seconds)
         return respond(StatusView(which, status.name))
 
     async def cancel(self, request: HttpRequest, task_id: PathText) -> HttpResponse:
-        """Cancel: 200 when it is cancelled now or before, 202 when a running one was asked to stop."""
+        """Cancel a task, or ask a running one to stop.
+
+        What does not run is cancelled at once, and never starts. A running handler is told, and may still
+        complete.
+        """
         NOTHING.read(request.scope)
-        which = from_path("task_id", task_id, TASK_ID)
+        which = from_path("task_id", task_id)
         task = await self._deadline(self._tasks.cancel(CALLER, which))
         if task is None:
             raise _unknown(which)
@@ -123,9 +268,13 @@ class TaskRoutes:
         return respond(TaskView.of(task), 200 if task.status is Status.CANCELLED else 202)
 
     async def replay(self, request: HttpRequest, task_id: PathText) -> HttpResponse:
-        """Hand a FAILED or CANCELLED task out again."""
+        """Hand a FAILED or CANCELLED task out again.
+
+        With `dispatch` only that hand-over is replayed, and the same call twice is one replay: send it
+        when you repeat. A replay starts afresh; earlier runs stay in the dead letters.
+        """
         NOTHING.read(request.scope)
-        which = from_path("task_id", task_id, TASK_ID)
+        which = from_path("task_id", task_id)
         body = await read_json(request.scope, request.receive, self._deadline.seconds)
         asked = NEW_REPLAY.decode(body)
         dispatch = asked.dispatch or (await self._read(which)).dispatch

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence  # noqa: TC003 - msgspec resolves the annotations at run time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
-from uuid import UUID  # noqa: TC003 - msgspec resolves the annotation at run time
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from uuid import UUID  # noqa: TC003 - as above
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType
 
-from storage.model import ErrorEntry, Status
+from pipeline.handlers.definition import Mode
+from storage.model import ErrorEntry, OutboxStatus, Priority, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import enum
+    from collections.abc import Callable
 
     from storage.model import Accepted, DeadLetter, OutboxRow, Submission, Task
+
+T = TypeVar("T")
+
+
+def _members(names: type[enum.Enum]) -> Meta:
+    """Say in the schema which names a text may be."""
+    return Meta(extra_json_schema={"enum": [*names.__members__]})
+
+
+Instant = Annotated[datetime, Meta(tz=True)]
+PriorityName = Annotated[str, _members(Priority)]
+StatusName = Annotated[str, _members(Status), Meta(description="where the task is")]
+Dispatch = Annotated[int, Meta(description="number of the hand-over; it only rises")]
 
 
 class TaskView(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,23 +42,23 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     description: str
     tags: tuple[str, ...]
-    priority: str
-    status: str
-    dispatch: int = 1
-    attempt: int = 1
-    losses: int = 0
-    replay: int = 0
-    max_retries: int
-    timeout_seconds: float
-    cancel_requested: bool = False
-    created_at: datetime | None
-    due_at: datetime | None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    reason: str | None = None
-    errors: tuple[ErrorEntry, ...] = ()
-    payload: Raw | UnsetType = UNSET
-    result: Raw | UnsetType = UNSET
+    priority: PriorityName
+    status: StatusName
+    dispatch: Dispatch
+    attempt: Annotated[int, Meta(description="own failures + 1")]
+    losses: Annotated[int, Meta(description="runs that were lost with their worker")]
+    replay: Annotated[int, Meta(description="how often an operator has handed it out again")]
+    max_retries: Annotated[int, Meta(description="repeats after the first run")]
+    timeout_seconds: Annotated[float, Meta(description="longest run")]
+    cancel_requested: bool
+    created_at: Instant | None
+    due_at: Annotated[Instant | None, Meta(description="earliest next start")]
+    started_at: Annotated[Instant | None, Meta(description="start of the last run")]
+    finished_at: Annotated[Instant | None, Meta(description="when it reached its outcome")]
+    reason: Annotated[str | None, Meta(description="why it is FAILED")]
+    errors: Annotated[tuple[ErrorEntry, ...], Meta(description="the last 20 failed runs")]
+    payload: Annotated[Raw, Meta(description="as it was received")] | UnsetType = UNSET
+    result: Annotated[Raw, Meta(description="what the handler returned")] | UnsetType = UNSET
 
     @classmethod
     def of(cls, task: Task) -> TaskView:
@@ -88,10 +104,19 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
             tags=submission.tags,
             priority=submission.priority.name,
             status=Status.NEW.name,
+            dispatch=1,
+            attempt=1,
+            losses=0,
+            replay=0,
             max_retries=submission.max_retries,
             timeout_seconds=submission.timeout_seconds,
+            cancel_requested=False,
             created_at=created_at,
             due_at=due_at,
+            started_at=None,
+            finished_at=None,
+            reason=None,
+            errors=(),
             payload=Raw(submission.payload),
         )
 
@@ -106,22 +131,22 @@ class StatusView(msgspec.Struct, frozen=True):
     """Where a task is."""
 
     id: UUID
-    status: str
+    status: StatusName
 
 
 class OutboxView(msgspec.Struct, frozen=True, kw_only=True):
     """A hand-over that waits for the broker, or FAILED because no queue takes it."""
 
     id: int
-    status: str
+    status: Annotated[str, _members(OutboxStatus)]
     task_id: UUID
-    dispatch: int
-    priority: str
-    route: str
-    attempts: int
+    dispatch: Dispatch
+    priority: PriorityName
+    route: Annotated[str, Meta(description="the queue it goes to")]
+    attempts: Annotated[int, Meta(description="how often the broker has returned it")]
     error: str | None
-    available_at: datetime | None
-    created_at: datetime | None
+    available_at: Annotated[Instant | None, Meta(description="not sent before")]
+    created_at: Instant | None
 
     @classmethod
     def of(cls, row: OutboxRow) -> OutboxView:
@@ -145,7 +170,7 @@ class DeadLetterView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: int
     reason: str
-    created_at: datetime | None
+    created_at: Instant | None
     task_id: UUID | None
     dispatch: int | None
     kind: str | None
@@ -181,20 +206,20 @@ class KindView(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     version: int
     description: str
-    mode: str
+    mode: Annotated[str, Meta(extra_json_schema={"enum": [*map(str, Mode)]})]
     timeout_seconds: float
     max_retries: int
     payload_schema: dict[str, Any]
 
 
-class Page(msgspec.Struct, frozen=True):
+class Page(msgspec.Struct, Generic[T], frozen=True):
     """One page of a list; `next` is the cursor of the page after, null on the last one."""
 
-    items: Sequence[Any]
-    next: Any
+    items: Sequence[T]
+    next: str | None
 
 
-def page(rows: Sequence[Any], limit: int, view: Callable[[Any], Any]) -> Page:
+def page(rows: Sequence[Any], limit: int, view: Callable[[Any], T]) -> Page[T]:
     """Cut a page from rows of which one more was asked for than the page may hold."""
     shown = rows[:limit]
     return Page([view(row) for row in shown], str(shown[-1].id) if len(rows) > limit else None)

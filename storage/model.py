@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime  # noqa: TC003 - msgspec resolves the annotations at run time
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 from uuid import UUID  # noqa: TC003 - as above
 
 import msgspec
@@ -196,7 +196,7 @@ class Recorded(msgspec.Struct, frozen=True):
 class ErrorEntry(msgspec.Struct, frozen=True):
     """One failed run in a task's history; the last 20 are kept."""
 
-    at: datetime
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
     dispatch: int
     attempt: int
     type: str

@@ -91,9 +91,10 @@ def _places(settings: "Settings", url: str, operators: str) -> list[str]:
         url, operators = url.replace(anywhere, here), operators.replace(anywhere, here)
     return [
         "Baton is up; Ctrl-C stops it.",
-        f"  API            {url}/api/v1 (described by {url}/schema/openapi.json)",
+        f"  API            {url}/api/v1",
         f"  operators      {operators}/health/ready and /metrics",
-        *(f"  documentation  {documents}" for documents in _documents()),
+        f"  documentation  {url}/docs",
+        *(f"                 {documents}" for documents in _documents()),
         f"  data           {_data(settings)}",
         *(["  token          export BATON_TOKEN=... (one of API_TOKENS)"] if settings.api_tokens else []),
         f"  try            {_submit_line(url)}",

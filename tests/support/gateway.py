@@ -11,6 +11,7 @@ import httpx
 import msgspec
 
 from gateway.app import create_app
+from gateway.server import serve
 from gateway.settings import GatewaySettings
 from pipeline.handlers import load
 from pipeline.testing import ManualClock, MemoryLedger
@@ -167,6 +168,26 @@ async def gateway(
     transport = httpx.ASGITransport(app)  # type: ignore[arg-type]  # the same protocol, in stricter types
     async with _running(app), httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield Gateway(app, hands, client)
+
+
+@asynccontextmanager
+async def listening(
+    ledger: Hands | None = None, handlers: Handlers | None = None, **settings: Any
+) -> AsyncIterator[str]:
+    """Open a gateway on a port of the loopback; its URL.
+
+    Nothing runs tasks, so who waits for one is answered at once.
+    """
+    app = create_app(ledger or Hands(), handlers or load([]), GatewaySettings(**settings))
+    app.state.waiting.release()
+    stop = asyncio.Event()
+    up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(serve(app, "127.0.0.1", 0, stop, 5.0, up.set_result))
+    try:
+        yield await up
+    finally:
+        stop.set()
+        await serving
 
 
 @asynccontextmanager

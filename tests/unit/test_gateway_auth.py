@@ -8,7 +8,8 @@ from gateway.settings import GatewaySettings
 from tests.support.gateway import HOST, TASKS, gateway, problem
 
 FIRST, SECOND = "first-token-0123456789", "second-token-987654321"
-PATHS = [TASKS, "/api/v1/outbox", "/api/v1/dead-letters", "/api/v1/kinds", "/schema", "/schema/openapi.json"]
+PATHS = [TASKS, "/api/v1/outbox", "/api/v1/dead-letters", "/api/v1/kinds"]
+PUBLIC = ["/docs", "/docs/docs.js", "/schema/openapi.json"]
 
 
 class TestTokens:
@@ -32,6 +33,13 @@ class TestTokens:
 
         assert problem(response) == (401, "unauthorized")
         assert response.headers["www-authenticate"].startswith("Bearer")
+
+    @pytest.mark.parametrize("path", PUBLIC)
+    async def test_what_tells_what_the_api_is_is_open(self, path: str) -> None:
+        async with gateway(api_tokens=(FIRST,)) as api:
+            response = await api.client.get(path)
+
+        assert response.status_code == 200
 
     @pytest.mark.parametrize(
         "given",

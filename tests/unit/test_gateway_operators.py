@@ -1,4 +1,4 @@
-"""The calls of operators: dead letters, outbox, kinds, probes, and the OpenAPI document."""
+"""The calls of operators: dead letters, outbox, kinds and probes."""
 
 from __future__ import annotations
 
@@ -192,36 +192,6 @@ class TestHealth:
 
     def test_readiness_waits_less_than_a_probe_does(self) -> None:
         assert HealthRoutes(Hands(), 600.0)._deadline.seconds == 2.0
-
-
-class TestDocument:
-    async def test_openapi_names_every_call(self, api: Gateway) -> None:
-        response = await api.client.get("/schema/openapi.json")
-
-        assert response.status_code == 200
-        calls = {
-            f"{method.upper()} {path}" for path, each in response.json()["paths"].items() for method in each
-        }
-        assert calls == {
-            "POST /api/v1/tasks",
-            "GET /api/v1/tasks",
-            "GET /api/v1/tasks/{task_id}",
-            "GET /api/v1/tasks/{task_id}/status",
-            "DELETE /api/v1/tasks/{task_id}",
-            "POST /api/v1/tasks/{task_id}/replay",
-            "GET /api/v1/dead-letters",
-            "GET /api/v1/dead-letters/{dead_letter_id}",
-            "GET /api/v1/outbox",
-            "POST /api/v1/tasks/batch",
-            "POST /api/v1/outbox/{row_id}/retry",
-            "GET /api/v1/kinds",
-            "GET /health/live",
-            "GET /health/ready",
-        }
-
-    @pytest.mark.parametrize("viewer", ["redoc", "swagger", "elements", "openapi.yaml", "x/y"])
-    async def test_no_viewer_loads_scripts_from_elsewhere(self, api: Gateway, viewer: str) -> None:
-        assert problem(await api.client.get(f"/schema/{viewer}")) == (404, "no-such-path")
 
 
 async def test_dead_letters_of_claimed_tasks_stay_when_replayed(api: Gateway) -> None:

@@ -44,6 +44,13 @@ async def test_a_method_the_path_does_not_take(api: Gateway) -> None:
     assert set(response.headers["allow"].split(", ")) == {"GET", "POST", "OPTIONS"}
 
 
+async def test_the_methods_a_path_takes(api: Gateway) -> None:
+    response = await api.client.options(f"{TASKS}/01890a5d-ac96-774b-bcce-b302099a8057")
+
+    assert response.status_code == 204
+    assert response.headers["allow"] == "DELETE, GET, OPTIONS"
+
+
 @pytest.mark.parametrize(
     ("hand", "method", "path"),
     [

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 
-from pipeline.handlers import Handlers, handler
+from pipeline.handlers import Context, Handlers, handler
 from storage.model import Caller
 from tests.support.gateway import HOST, JSON, TASKS, Gateway, faults, gateway, problem
 from tests.support.waiting import eventually
@@ -174,6 +174,44 @@ class TestSubmit:
         await api.client.post(TASKS, json={"kind": "sleep", "payload": {"seconds": -1}})
 
         assert (await api.client.get(TASKS)).json() == {"items": [], "next": None}
+
+
+class TestTrace:
+    TRACE = "-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+    @pytest.mark.parametrize("given", [f"00{TRACE}", f"01{TRACE}", f"cc{TRACE}-what-comes"])
+    async def test_a_task_belongs_to_the_trace_of_its_request(self, api: Gateway, given: str) -> None:
+        response = await api.client.post(TASKS, json={"kind": "echo"}, headers={"traceparent": given})
+
+        run = await api.start(response.json())
+        assert Context.of(run).trace_context == f"00{self.TRACE}"
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            "",
+            "x",
+            f"00{TRACE}-more",
+            f"00{TRACE}0",
+            f"ff{TRACE}",
+            f"01{TRACE}x",
+            f"00{TRACE}".upper(),
+            f"00-{'0' * 32}-00f067aa0ba902b7-01",
+            f"00-4bf92f3577b34da6a3ce929d0e0e4736-{'0' * 16}-01",
+        ],
+    )
+    async def test_what_is_no_trace_is_not_there(self, api: Gateway, given: str) -> None:
+        response = await api.client.post(TASKS, json={"kind": "echo"}, headers={"traceparent": given})
+
+        assert response.status_code == 201
+        assert (await api.start(response.json())).trace_context is None
+
+    async def test_two_traces_are_none(self, api: Gateway) -> None:
+        header = (b"traceparent", f"00{self.TRACE}".encode())
+        answer = await api.send(b'{"kind": "echo"}', headers=[HOST, JSON, header, header])
+
+        assert answer.status == 201
+        assert (await api.start(answer.json())).trace_context is None
 
 
 class TestIdempotency:
