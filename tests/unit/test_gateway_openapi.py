@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import pytest
 import pytest_asyncio
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator, ValidationError  # type: ignore[import-untyped]
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gateway.problems import ProblemType
@@ -148,12 +148,22 @@ async def test_each_example_of_an_answer_has_the_form_it_is_described_with(api: 
                     valid(document, content["schema"], value)
 
 
-async def test_each_example_of_a_task_is_accepted(api: Gateway) -> None:
+@pytest.mark.parametrize("path", ["/api/v1/tasks", "/api/v1/tasks/batch"])
+async def test_each_example_of_what_is_handed_over_is_accepted(api: Gateway, path: str) -> None:
     document = await document_of(api)
-    content = document["paths"]["/api/v1/tasks"]["post"]["requestBody"]["content"]["application/json"]
+    content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
     for example in content["examples"].values():
         valid(document, content["schema"], example["value"])
-        assert (await api.client.post("/api/v1/tasks", json=example["value"])).status_code == 201
+        assert (await api.client.post(path, json=example["value"])).status_code == 201
+
+
+async def test_a_batch_holds_tasks_as_they_are_handed_over_one_by_one(api: Gateway) -> None:
+    document = await document_of(api)
+    schema = {"$ref": "#/components/schemas/NewBatch"}
+
+    valid(document, schema, {"tasks": [{"kind": "echo"}, {"kind": "sleep", "payload": {"seconds": 1}}]})
+    with pytest.raises(ValidationError):
+        valid(document, schema, {"tasks": [{"kind": "sleep", "payload": {"seconds": -1}}]})
 
 
 async def test_answers_have_the_form_they_are_described_with(api: Gateway) -> None:

@@ -206,6 +206,16 @@ class TestTrace:
         assert response.status_code == 201
         assert (await api.start(response.json())).trace_context is None
 
+    async def test_a_batch_belongs_to_the_trace_of_its_request(self, api: Gateway) -> None:
+        response = await api.client.post(
+            f"{TASKS}/batch",
+            json={"tasks": [{"kind": "echo"}, {"kind": "echo"}]},
+            headers={"traceparent": f"00{self.TRACE}"},
+        )
+
+        runs = [await api.start(task) for task in response.json()["items"]]
+        assert [run.trace_context for run in runs] == [f"00{self.TRACE}"] * 2
+
     async def test_two_traces_are_none(self, api: Gateway) -> None:
         header = (b"traceparent", f"00{self.TRACE}".encode())
         answer = await api.send(b'{"kind": "echo"}', headers=[HOST, JSON, header, header])
