@@ -18,10 +18,11 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = [
     "--seed=1",
     "--generation-deterministic",
-    "--max-examples=15",
+    "--max-examples=10",
     "--no-shrink",
     "--continue-on-failure",
     "--no-color",
+    "--output-truncate=false",
     # It calls what a DELETE leaves a leak: a cancelled task can still be seen.
     "--exclude-checks=use_after_free",
 ]
