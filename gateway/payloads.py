@@ -80,7 +80,13 @@ class NewReplay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The body of POST /tasks/{id}/replay."""
 
     reason: Annotated[
-        str, Meta(max_length=500, pattern=r"\S", description="1 to 500 characters, not only blanks")
+        str,
+        Meta(
+            max_length=500,
+            # \S alone means other characters in Python than in JSON Schema: this is what both call no blank.
+            pattern=r"[^\s\x1c-\x1f\x85\ufeff]",
+            description="1 to 500 characters, not only blanks",
+        ),
     ]
     dispatch: (
         Annotated[int, Meta(ge=1, lt=2**31, description="the dispatch of the task that is to be replayed")]

@@ -502,6 +502,11 @@ class TestReplay:
             ({}, "reason"),
             ({"reason": ""}, "reason"),
             ({"reason": " \n"}, "reason"),
+            (
+                {"reason": "\ufeff"},
+                "reason",
+            ),  # a blank in JSON Schema's regular expressions, though not in Python's
+            ({"reason": "\x1c"}, "reason"),  # and the other way round
             ({"reason": "r" * 501}, "reason"),
             ({"reason": "x", "dispatch": 0}, "dispatch"),
             ({"reason": "x", "dispatch": 2**31}, "dispatch"),
