@@ -1,4 +1,4 @@
-"""Takes references out of the broker's hands: from here on the database knows who runs what."""
+"""Claims references: from here on the database knows who runs what."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pipeline.flow import Stage
 from pipeline.stages.consume import Wave
 from storage.backoff import backoff_seconds
 from storage.errors import LockTimeout, OutcomeUnknown, Unavailable
-from storage.model import Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.duty import Duty
     from pipeline.ports import Runs
     from pipeline.slots import Slots
-    from storage.model import Reference
+    from storage.model import Reference, Run
 
 log = structlog.get_logger()
 
@@ -73,12 +72,3 @@ class Claim(Stage[Wave, Claimed]):
             except (Unavailable, OutcomeUnknown, LockTimeout) as error:
                 log.warning("claim repeated", references=len(references), error=str(error))
             await self._clock.sleep(next(delays_seconds))
-
-
-class HandOver(Stage[Claimed, list[Run]]):
-    """Acks the messages of a claimed wave: custody passes from the broker to the database, here."""
-
-    async def __call__(self, claimed: Claimed) -> list[Run]:
-        """Settle the wave; a broker that is gone by now will deliver again, and be refused."""
-        await claimed.wave.parcel.settle(None)
-        return claimed.runs

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.broker import Message
 from pipeline.stages import Every, Prune, Rescue, Resend
-from pipeline.stages.upkeep import MOST_STEPS
+from pipeline.stages.prune import MOST_STEPS
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import Unavailable
 from storage.model import Caller, Priority, Reference

@@ -1,15 +1,14 @@
-"""The janitor's gauges: what waits in the outbox and in the queues, and who is there to work on it."""
+"""The janitor's gauges of the outbox: what waits in it, and who is there to work on it."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from pipeline.broker.topology import DLQ, WORK_QUEUES, work_route
+from pipeline.broker.topology import work_route
 from pipeline.flow import Stage
 
 if TYPE_CHECKING:
-    from pipeline.broker import Broker
     from pipeline.monitoring import Metrics
     from pipeline.ports import Outbox, Upkeep
 
@@ -42,24 +41,3 @@ class SurveyOutbox(Stage[None, None]):
         for priority, found in capacity.items():
             metrics.workers.labels(work_route(priority)).set(found.workers)
         metrics.failed_rows.set(backlog.failed)
-
-
-class SurveyQueues(Stage[None, None]):
-    """Shows messages and consumers of the work queues and the DLQ, and nothing while the broker is away."""
-
-    def __init__(self, broker: Broker, metrics: Metrics) -> None:
-        self._broker = broker
-        self._metrics = metrics
-
-    async def __call__(self, _tick: None) -> None:
-        """Look once; raises BrokerUnavailable."""
-        ready, consumers = self._metrics.ready_messages, self._metrics.consumers
-        try:
-            depths = {queue: await self._broker.depth(queue) for queue in (*WORK_QUEUES.values(), DLQ)}
-        finally:
-            ready.clear()
-            consumers.clear()
-        for queue, depth in depths.items():
-            if depth is not None:
-                ready.labels(queue).set(depth.ready)
-                consumers.labels(queue).set(depth.consumers)

@@ -1,0 +1,62 @@
+"""The janitor's rescue: what dead workers and hung runs held is dispatched again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from pipeline.clock import MonotonicClock
+from pipeline.flow import Stage
+from storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from pipeline.clock import Clock
+    from pipeline.ports import Upkeep, Workers
+
+log = structlog.get_logger()
+
+MOST_ROWS = 500
+"""How many runs one statement moves: it must never hold many locks for long."""
+
+
+class Rescue(Stage[None, None]):
+    """Declares silent workers dead, and dispatches again what dead workers and hung runs held.
+
+    After a statement that failed or took longer than half a lease it declares nobody dead for one lease:
+    a database that stood still makes every worker look silent.
+    """
+
+    def __init__(
+        self, upkeep: Upkeep, workers: Workers, lease_seconds: float = 30.0, clock: Clock | None = None
+    ) -> None:
+        self._upkeep = upkeep
+        self._workers = workers
+        self._lease_seconds = lease_seconds
+        self._clock = clock or MonotonicClock()
+        self._trusted_from = self._clock.now() + lease_seconds
+        self._asked_at: float | None = None
+
+    async def __call__(self, _tick: None) -> None:
+        """Run one round; raises what the database raised."""
+        started_at = self._clock.now()
+        try:
+            if started_at >= self._trusted_from:
+                dead = await self._workers.declare_dead(self._lease_seconds)
+                for worker_id in dead:
+                    log.warning("worker declared dead", worker_id=str(worker_id))
+            await self._rescue()
+        except StorageError:
+            self._distrust()
+            raise
+        if self._clock.now() - started_at > self._lease_seconds / 2:
+            self._distrust()
+
+    async def _rescue(self) -> None:
+        while rescued := await self._upkeep.rescue(MOST_ROWS, self._lease_seconds):
+            log.warning("rescued from dead workers", runs=rescued)
+            if rescued < MOST_ROWS:
+                return
+
+    def _distrust(self) -> None:
+        self._trusted_from = self._clock.now() + self._lease_seconds
