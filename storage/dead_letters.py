@@ -8,9 +8,9 @@ from uuid import UUID
 
 import msgspec
 
+from storage.channels import OUTBOX
 from storage.errors_column import decode_errors
 from storage.model import DeadLetter
-from storage.signals import OUTBOX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

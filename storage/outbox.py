@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from storage.channels import DONE, OUTBOX
 from storage.model import Capacity, OutboxRow, OutboxStatus, Priority
-from storage.signals import DONE, OUTBOX
 from storage.transitions import ENDING, REPLAYED
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from storage.channels import DONE, OUTBOX
 from storage.model import (
     Cancelled,
     Dead,
@@ -18,7 +19,6 @@ from storage.model import (
     Run,
     Status,
 )
-from storage.signals import DONE, OUTBOX
 from storage.transitions import ENDED, ENDING
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import psqlpy
 import structlog
 
+from storage.channels import DONE, OUTBOX
 from storage.database import connection_options
 from storage.errors import StorageError
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-OUTBOX = "baton_outbox"
-DONE = "baton_done"
 INTERVAL_SECONDS = 0.005
 RECONNECT_SECONDS = 1.0
 

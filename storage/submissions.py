@@ -8,9 +8,9 @@ from uuid import UUID
 
 import msgspec
 
+from storage.channels import OUTBOX
 from storage.errors import Refused, Unavailable
 from storage.model import Accepted, KeyReused
-from storage.signals import OUTBOX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from storage.channels import DONE, OUTBOX
 from storage.errors_column import decode_errors
 from storage.model import Priority, Status, Task
-from storage.signals import DONE, OUTBOX
 from storage.transitions import REPLAYED
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from storage.channels import DONE, OUTBOX
 from storage.model import Backlog, Due, Priority, Status
-from storage.signals import DONE, OUTBOX
 from storage.transitions import ENDED, ENDING
 
 if TYPE_CHECKING:

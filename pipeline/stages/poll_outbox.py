@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.flow import Parcel, unless
+from storage.channels import OUTBOX
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
     from pipeline.ports import Outbox, Signals, Subscriber
     from storage.model import OutboxRow
 
-CHANNEL = "baton_outbox"
 GIVE_BACK_SECONDS = 1.0
 
 
@@ -34,7 +34,7 @@ class PollOutbox:
         outbox: Outbox,
         signals: Signals,
         *,
-        ready: Callable[[], Awaitable[None]] = _at_once,
+        ready: Callable[[], Coroutine[Any, Any, None]] = _at_once,
         batch_size: int = 500,
         poll_seconds: float = 1.0,
         lease_seconds: float = 30.0,
@@ -51,7 +51,7 @@ class PollOutbox:
 
     async def __aenter__(self) -> Self:
         """Listen for wake-ups."""
-        self._wakeup = await self._subscription.enter_async_context(self._signals.subscribe(CHANNEL))
+        self._wakeup = await self._subscription.enter_async_context(self._signals.subscribe(OUTBOX))
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -61,7 +61,7 @@ class PollOutbox:
     async def pull(self) -> Parcel[list[OutboxRow]] | None:
         """Wait for due rows; None once the relay is stopping."""
         while not self._stopping.is_set():
-            await unless(self._stopping, self._when_ready())
+            await unless(self._stopping, self._ready())
             if self._stopping.is_set():
                 break
             rows = await self._outbox.poll(self._batch_size, self._lease_seconds)
@@ -69,9 +69,6 @@ class PollOutbox:
                 return self._parcel(rows)
             await unless(self._stopping, self._wakeup.wait(self._poll_seconds))
         return None
-
-    async def _when_ready(self) -> None:
-        await self._ready()
 
     def _parcel(self, rows: list[OutboxRow]) -> Parcel[list[OutboxRow]]:
         async def settle(failure: BaseException | None) -> None:

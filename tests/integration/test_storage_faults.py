@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from storage.channels import DONE
 from storage.database import Database
 from storage.errors import OutcomeUnknown, StorageError, Unavailable
 from storage.group_commit import GroupCommit
 from storage.ledger import PostgresLedger
-from storage.signals import DONE
 from tests.support.builders import submission
 from tests.support.ledgers import address_of, connected, migrated
 from tests.support.waiting import eventually
@@ -196,7 +196,7 @@ import asyncio, sys
 import msgspec
 from storage.database import Address
 from storage.ledger import PostgresLedger
-from storage.signals import DONE
+from storage.channels import DONE
 from tests.support.builders import submission
 
 async def main():

@@ -9,8 +9,9 @@ import psqlpy
 import pytest
 from psqlpy.exceptions import Error
 
+from storage.channels import OUTBOX
 from storage.database import Address, Database
-from storage.signals import OUTBOX, PostgresSignals
+from storage.signals import PostgresSignals
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:

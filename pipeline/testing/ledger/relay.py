@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from pipeline.broker.topology import DLQ, work_route
 from pipeline.testing.ledger.state import WAITING, require_storable
+from storage.channels import OUTBOX
 from storage.model import Capacity, Failure, OutboxStatus, Priority, Reason, Status
-from storage.signals import OUTBOX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

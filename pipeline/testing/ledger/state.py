@@ -10,6 +10,7 @@ from uuid import UUID  # noqa: TC003 - msgspec resolves the annotations at run t
 import msgspec
 
 from pipeline.broker.topology import DLQ, work_route
+from storage.channels import DONE, OUTBOX
 from storage.errors import Refused
 from storage.model import (
     Beat,
@@ -25,7 +26,6 @@ from storage.model import (
     Task,
     Verdict,
 )
-from storage.signals import DONE, OUTBOX
 
 if TYPE_CHECKING:
     from pipeline.clock import Clock

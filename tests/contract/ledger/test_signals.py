@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from storage.channels import DONE, OUTBOX
 from storage.model import Caller
-from storage.signals import DONE, OUTBOX
 from tests.contract.ledger.walk import LEASE_SECONDS, reference
 from tests.support import builders
 
