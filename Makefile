@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help run test check format
 
-SOURCES := gateway pipeline storage tests
+SOURCES := baton_tasks.py gateway pipeline storage tests
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)
 BIN := .venv/bin

@@ -31,12 +31,7 @@ def run(context: typer.Context, embedded: Embedded = False) -> None:
     """
     # `baton --help` must not wait for what a server needs.
     from pipeline import logs  # noqa: PLC0415 - as said above
-    from pipeline.distribution import ForeignPackage, check  # noqa: PLC0415 - as said above
 
-    try:
-        check()
-    except ForeignPackage as error:
-        raise Failure(str(error), ExitCode.FAILED) from error
     settings = load_settings(embedded=embedded).settings
     logs.configure(settings.log_format, settings.log_level)
     _serve(settings, Outside.of(context).serve or import_module("pipeline.service").serve)

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("storage", "pipeline", "gateway")
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+ENTRY = ROOT / "baton_tasks.py"
+SOURCES = [ENTRY, *sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
 
 MAY_IMPORT = {
+    ENTRY.name: {"pipeline"},
     "storage": {"storage"},
     "pipeline": {"storage", "pipeline"},
     "gateway": {"storage", "pipeline", "gateway"},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.distribution import PACKAGES, ForeignPackage, check
+from baton_tasks import PACKAGES, ForeignPackage, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable

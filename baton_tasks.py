@@ -1,4 +1,8 @@
-"""Checks that `gateway`, `pipeline` and `storage`, common names, are ours and not somebody else's."""
+"""The entry of the command `baton`, which first checks that `gateway`, `pipeline` and `storage` are ours.
+
+These are common names, and a stranger's `pipeline` may hold no command line. So the check stands in a module
+of a name that nobody else has, and needs the standard library alone.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,10 @@ import base64
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
-
-import msgspec
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,14 +28,15 @@ class ForeignPackage(Exception):
     """A package of ours is missing or comes from elsewhere: one line for each, with its path."""
 
 
-class _Origin(msgspec.Struct):
-    """What an installer notes in direct_url.json (PEP 610)."""
+def main() -> None:
+    """Run the command line of this process, or say what stands in its place and exit with 1."""
+    try:
+        check()
+    except ForeignPackage as error:
+        raise SystemExit(f"Error: {error}") from error
+    from pipeline.cli import main as command  # noqa: PLC0415 - only now is it known to be ours
 
-    class Folder(msgspec.Struct):
-        editable: bool = False
-
-    url: str
-    dir_info: Folder = msgspec.field(default_factory=Folder)
+    command()
 
 
 def check(
@@ -62,11 +65,10 @@ def _installed() -> Distribution:
 
 
 def _root(ours: Distribution) -> Path:
-    """Find the folder that holds our packages; an editable install notes where the checkout is."""
-    noted = ours.read_text("direct_url.json")
-    origin = msgspec.json.decode(noted, type=_Origin) if noted else None
-    if origin and origin.dir_info.editable:
-        return Path(url2pathname(urlsplit(origin.url).path)).resolve()
+    """Find the folder that holds our packages; an editable install notes where the checkout is (PEP 610)."""
+    origin = json.loads(ours.read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        return Path(unquote(urlsplit(origin["url"]).path)).resolve()
     return Path(str(ours.locate_file(""))).resolve()
 
 
@@ -110,3 +112,7 @@ def _owners(file: str, ours: Distribution) -> str:
         for other in importlib.metadata.distributions(path=[str(ours.locate_file(""))])
         if other.metadata["Name"] != NAME and any(str(entry) == file for entry in other.files or ())
     )
+
+
+if __name__ == "__main__":
+    main()
