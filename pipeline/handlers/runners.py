@@ -68,13 +68,6 @@ class InThread:
     def __init__(self, slots: int) -> None:
         self._slots = asyncio.Semaphore(slots)
         self._idle: list[_Thread] = []
-        self._left: list[_Thread] = []
-
-    @property
-    def abandoned(self) -> int:
-        """How many threads still run a handler that nobody waits for."""
-        self._left = [thread for thread in self._left if thread.is_alive()]
-        return len(self._left)
 
     async def run(self, handler: Handler[..., Any], payload: bytes, context: Context) -> str:
         """Run to the end, with a copy of the caller's context variables, or leave the thread."""
@@ -86,7 +79,6 @@ class InThread:
                 answer = await asyncio.wrap_future(outcome)
             except asyncio.CancelledError:
                 thread.end()
-                self._left.append(thread)
                 raise
             self._idle.append(thread)
         if isinstance(answer, BaseException):
@@ -128,11 +120,6 @@ class Runners:
     async def __aexit__(self, *exc: object) -> None:
         self._threads.close()
         await self._children.close()
-
-    @property
-    def abandoned(self) -> int:
-        """How many threads still run a handler that nobody waits for."""
-        return self._threads.abandoned
 
     async def run(
         self, handler: Handler[..., Any], payload: bytes, context: Context, *, alone: bool = False
