@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from storage.model import (
         Accepted,
         Backlog,
-        Beat,
         Caller,
         Capacity,
         DeadLetter,
+        Heartbeat,
         Holding,
         KeyReused,
         OutboxRow,
@@ -142,7 +142,7 @@ class Runs(Protocol):
 class Workers(Protocol):
     """Liveness: who is at work, by the database's clock."""
 
-    async def beat(self, beat: Beat) -> bool:
+    async def beat(self, beat: Heartbeat) -> bool:
         """Report for duty, registering on the first beat; False where the worker was declared dead."""
 
     async def close(self, worker_id: UUID) -> None:

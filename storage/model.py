@@ -284,8 +284,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     headers: str | None = None
 
 
-class Beat(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker reports of itself with each heartbeat.
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker reports of itself.
 
     `free` is the most slots that were free at once since the last beat, `unclaimed` the references
     it has received and not yet claimed, `claimed_through` the newest `queued_at` claimed per priority.

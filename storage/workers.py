@@ -8,7 +8,7 @@ from uuid import UUID
 
 if TYPE_CHECKING:
     from storage.database import Database
-    from storage.model import Beat
+    from storage.model import Heartbeat
 
 _BEAT = """
 INSERT INTO workers AS w (id, queues, slots, running, free, unclaimed, claimed_through, last_seen)
@@ -41,7 +41,7 @@ class PostgresWorkers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def beat(self, beat: Beat) -> bool:
+    async def beat(self, beat: Heartbeat) -> bool:
         """Report for duty; False where this worker was declared dead."""
         row = [beat.worker_id, list(beat.queues), beat.slots, beat.running, beat.free, beat.unclaimed]
         return bool(await self._database.fetch(_BEAT, [*row, list(beat.claimed_through)]))

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pipeline.ports import Ledger, Outbox, Runs, Submissions, Tasks, Upkeep, Workers
     from pipeline.stages.execute import Execute, Outcome
     from storage.model import (
-        Beat,
         Caller,
+        Heartbeat,
         KeyReused,
         OutboxRow,
         Priority,
@@ -204,7 +204,7 @@ class MeasuredWorkers:
         self._progress = progress
         self.close = workers.close
 
-    async def beat(self, beat: Beat) -> bool:
+    async def beat(self, beat: Heartbeat) -> bool:
         """Report for duty."""
         sent_at = self._progress.clock.now()
         alive = await self._workers.beat(beat)

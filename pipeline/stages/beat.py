@@ -9,7 +9,7 @@ import structlog
 from pipeline.clock import MonotonicClock
 from pipeline.flow import Stage
 from pipeline.slots import Stop
-from storage.model import Beat as Report
+from storage.model import Heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ class Beat(Stage[None, None]):
         """Beat once; raises Unavailable or OutcomeUnknown, and the next tick tries again."""
         earlier, self._differences = self._differences, _Differences()
         sent_at = self._clock.now()
-        if not await self._workers.beat(self._report()):
+        if not await self._workers.beat(self._heartbeat()):
             log.warning("declared dead, beginning anew", worker_id=str(self._duty.worker_id))
             self._slots.stop_all(Stop.LOST)
             self._duty.declared_dead()
@@ -69,8 +69,8 @@ class Beat(Stage[None, None]):
         self._duty.heard(sent_at)
         self._differences = await self._compare(earlier)
 
-    def _report(self) -> Report:
-        return Report(
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(
             worker_id=self._duty.worker_id,
             slots=self._slots.count,
             running=len(self._slots.running()),

@@ -12,11 +12,11 @@ from msgspec.structs import replace
 
 from pipeline.broker.topology import retry_route
 from storage.model import (
-    Beat,
     Cancelled,
     Dead,
     Done,
     Failure,
+    Heartbeat,
     Interrupted,
     Priority,
     Reason,
@@ -97,8 +97,8 @@ def every_verdict(of: Run) -> list[Verdict]:
     return [done(of), retry(of), dead(of), cancelled(of), interrupted(of)]
 
 
-def beat(worker_id: UUID | None = None, **changes: Any) -> Beat:
-    default = Beat(
+def beat(worker_id: UUID | None = None, **changes: Any) -> Heartbeat:
+    default = Heartbeat(
         worker_id=worker_id or uuid4(),
         slots=8,
         running=0,

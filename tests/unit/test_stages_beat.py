@@ -13,8 +13,7 @@ from pipeline.slots import Slots, Stop
 from pipeline.stages import Beat
 from pipeline.testing import ManualClock, MemoryLedger
 from storage.errors import Unavailable
-from storage.model import Beat as Report
-from storage.model import Caller, Capacity, Priority, Reference
+from storage.model import Caller, Capacity, Heartbeat, Priority, Reference
 from tests.support.builders import run
 from tests.support.stages import claimed
 
@@ -84,7 +83,7 @@ async def test_a_heartbeat_counts_from_when_it_was_sent() -> None:
     heart = Heart()
     original = heart.ledger.workers.beat
 
-    async def slow(beat: Report) -> bool:
+    async def slow(beat: Heartbeat) -> bool:
         await heart.clock.advance(16)
         return await original(beat)
 

@@ -13,10 +13,10 @@ from pipeline.broker.topology import DLQ, work_route
 from storage.channels import DONE, OUTBOX
 from storage.errors import Refused
 from storage.model import (
-    Beat,
     DeadLetter,
     ErrorEntry,
     Failure,
+    Heartbeat,
     OutboxRow,
     OutboxStatus,
     Reason,
@@ -96,7 +96,7 @@ class Key(msgspec.Struct, frozen=True):
 class WorkerRow(msgspec.Struct):
     """A row of `workers`: the last heartbeat, and whether it came too late."""
 
-    beat: Beat
+    beat: Heartbeat
     last_seen: datetime
     dead_at: datetime | None = None
 
@@ -139,7 +139,7 @@ class State:
         row = self.tasks.get(task_id)
         return row if row and row.asked.tenant == caller.tenant else None
 
-    def live_workers(self, queue: str) -> list[Beat]:
+    def live_workers(self, queue: str) -> list[Heartbeat]:
         """List the last heartbeats of live workers that listen to a queue."""
         return [
             worker.beat

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from pipeline.testing.ledger.state import State, TaskRow
-    from storage.model import Beat, Reference, Verdict
+    from storage.model import Heartbeat, Reference, Verdict
 
 
 class MemoryRuns:
@@ -164,7 +164,7 @@ class MemoryWorkers:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    async def beat(self, beat: Beat) -> bool:
+    async def beat(self, beat: Heartbeat) -> bool:
         """Report for duty; False where this worker was declared dead."""
         known = self._state.workers.get(beat.worker_id)
         if known and known.dead_at:
