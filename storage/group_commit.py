@@ -34,10 +34,10 @@ class GroupCommit(Generic[Item, Answer]):
     """`await add(x)` returns the answer of `write` for x once x is durable.
 
     `write` takes a group and gives one answer each, in order; it must bear repetition. An item may weigh
-    several rows, and is never divided. A group that is
-    Refused is halved until the guilty item stands alone and its waiter gets the error. After
-    OutcomeUnknown or Unavailable the same group is written again, never halved: its rows may be in.
-    Any other failure goes to every waiter of the group. A waiter that leaves does not stop its write.
+    several rows, and is never divided. A group that is Refused is halved until the guilty item stands
+    alone and its waiter gets the error. After OutcomeUnknown or Unavailable the same group is written
+    again, never halved: its rows may be in. Any other failure goes to every waiter of the group. A waiter
+    that leaves does not stop its write.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ class Serve(Protocol):
 
 
 class Outside(NamedTuple):
-    """None stands for the real thing: the network, and `pipeline.roles.serve`."""
+    """None stands for the real thing: the network, and `pipeline.service.serve`."""
 
     transport: httpx.BaseTransport | None = None
     serve: Serve | None = None

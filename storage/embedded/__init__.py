@@ -133,7 +133,7 @@ class EmbeddedPostgres:
             await asyncio.sleep(POLL_SECONDS)
             if polls % round(PROGRESS_SECONDS / POLL_SECONDS) == 0:
                 said = self._log_tail().rpartition("\n")[2]
-                log.info("embedded_postgres_recovering", seconds=round(polls * POLL_SECONDS), said=said)
+                log.info("embedded PostgreSQL recovers", seconds=round(polls * POLL_SECONDS), said=said)
 
     async def stop(self, *, immediate: bool = False) -> None:
         """End the server; `immediate` ends it as a crash would, so that the next start has to recover.
@@ -150,7 +150,7 @@ class EmbeddedPostgres:
                 send(pid, signal.SIGCONT)  # who stands still hears nothing
             if await self._all_gone(patience_seconds):
                 return
-            log.warning("embedded_postgres_does_not_end", signal=number.name, pids=self.processes())
+            log.warning("embedded PostgreSQL does not end", signal=number.name, pids=self.processes())
         raise ServerFailed(f"PostgreSQL in {self._cluster} does not end: processes {self.processes()}")
 
     def processes(self) -> list[int]:
@@ -170,7 +170,7 @@ class EmbeddedPostgres:
 
     async def _end_leftover(self) -> None:
         if leftover := self.processes():
-            log.warning("embedded_postgres_left_behind", pids=leftover, data=str(self._data))
+            log.warning("embedded PostgreSQL left behind", pids=leftover, data=str(self._data))
             await self.stop()
         # We hold the lock and no postgres works here, so the file is stale. PostgreSQL itself would refuse
         # to start if its pid had meanwhile gone to any other process of this user.

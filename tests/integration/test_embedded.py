@@ -169,7 +169,7 @@ async def test_a_server_left_behind_is_ended_first(data: Path) -> None:
         async with server:
             assert await read(server) == [1]
             assert not set(server.processes()) & set(left)
-    assert ("embedded_postgres_left_behind", left) in [(line["event"], line.get("pids")) for line in logs]
+    assert ("embedded PostgreSQL left behind", left) in [(line["event"], line.get("pids")) for line in logs]
 
 
 async def test_a_pid_file_whose_pid_now_belongs_to_another_process_is_no_hindrance(data: Path) -> None:

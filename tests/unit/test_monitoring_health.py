@@ -107,8 +107,7 @@ class TestRelay:
 
     async def test_rows_that_went_another_way_keep_nobody_waiting_for_ever(self) -> None:
         process = Process(Role.RELAY)
-        [task] = [submission()]
-        await process.inside.submissions.submit([task])
+        await process.inside.submissions.submit([submission()])
         [row] = await process.ledger.outbox.poll(10, 30)
         await process.inside.outbox.settle([(row.id, 0.0)])  # by another relay
         await process.clock.advance(20)
