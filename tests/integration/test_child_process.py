@@ -18,21 +18,10 @@ import msgspec
 import pytest
 import uvloop
 
-from pipeline.handlers import (
-    ChildError,
-    ChildKilled,
-    Context,
-    Handler,
-    InChild,
-    NotStarted,
-    PayloadInvalid,
-    Permanent,
-    ResultInvalid,
-    RetryLater,
-    Runners,
-    handler,
-    load,
-)
+from pipeline.handlers import Context, Handler, PayloadInvalid, Permanent, RetryLater, handler, load
+from pipeline.handlers.children import InChild
+from pipeline.handlers.errors import ChildError, ChildKilled, NotStarted, ResultInvalid
+from pipeline.handlers.runners import Runners
 from tests.support.endpoint import endpoint
 from tests.support.waiting import eventually
 

@@ -10,17 +10,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import msgspec
 import pytest
 
-from pipeline.handlers import (
-    Handler,
-    Handlers,
-    HandlersError,
-    Mode,
-    PayloadInvalid,
-    Policy,
-    ResultInvalid,
-    handler,
-    load,
-)
+from pipeline.handlers import Handler, Handlers, HandlersError, PayloadInvalid, handler, load
+from pipeline.handlers.definition import Mode, Policy
+from pipeline.handlers.errors import ResultInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

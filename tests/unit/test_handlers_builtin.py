@@ -11,9 +11,10 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from pipeline.handlers import Context, OnLoop, PayloadInvalid, Permanent, load
+from pipeline.handlers import Context, PayloadInvalid, Permanent, load
 from pipeline.handlers.builtin import FailedAsAsked, echo, fail, sleep
 from pipeline.handlers.example import Email, InvoiceOrder, Line, render_invoice, send_email
+from pipeline.handlers.runners import OnLoop
 
 if TYPE_CHECKING:
     from pathlib import Path

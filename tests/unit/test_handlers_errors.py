@@ -7,16 +7,8 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from pipeline.handlers import (
-    ChildError,
-    ChildKilled,
-    Context,
-    PayloadInvalid,
-    Permanent,
-    ResultInvalid,
-    RetryLater,
-    describe,
-)
+from pipeline.handlers import Context, PayloadInvalid, Permanent, RetryLater
+from pipeline.handlers.errors import ChildError, ChildKilled, ResultInvalid, describe
 from pipeline.handlers.wire import Raised, Work, frame, reply_decoder, work_decoder
 from storage.model import Failure, Priority, Reason, Run
 

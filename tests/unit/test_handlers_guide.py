@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from pipeline.handlers import Context, HandlersError, OnLoop, Permanent, RetryLater, load
+from pipeline.handlers import Context, HandlersError, Permanent, RetryLater, load
+from pipeline.handlers.runners import OnLoop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,18 +13,9 @@ from uuid import uuid4
 
 import pytest
 
-from pipeline.handlers import (
-    Context,
-    Handlers,
-    InThread,
-    NotStarted,
-    OnLoop,
-    PayloadInvalid,
-    Permanent,
-    ResultInvalid,
-    Runners,
-    handler,
-)
+from pipeline.handlers import Context, Handlers, PayloadInvalid, Permanent, handler
+from pipeline.handlers.errors import NotStarted, ResultInvalid
+from pipeline.handlers.runners import InThread, OnLoop, Runners
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -271,7 +262,8 @@ def test_a_thread_may_finish_after_its_loop_is_closed() -> None:
 def test_a_thread_left_behind_does_not_keep_the_interpreter() -> None:
     program = """if True:
         import asyncio, time, uuid
-        from pipeline.handlers import Context, InThread, handler
+        from pipeline.handlers import Context, handler
+        from pipeline.handlers.runners import InThread
 
         @handler("a")
         def stuck(_): time.sleep(60)

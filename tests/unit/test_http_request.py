@@ -13,9 +13,10 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from pipeline.handlers import Context, OnLoop, PayloadInvalid, Permanent, RetryLater, load
+from pipeline.handlers import Context, PayloadInvalid, Permanent, RetryLater, load
 from pipeline.handlers.http_request import LARGEST_BODY, Endpoint, http_request, retry_after
 from pipeline.handlers.outbound import AddressRefused, NoAnswer
+from pipeline.handlers.runners import OnLoop
 from tests.support import endpoint as server
 from tests.support.endpoint import answer
 from tests.support.gateway import gateway
