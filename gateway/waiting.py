@@ -10,6 +10,7 @@ import structlog
 
 from gateway.deadline import Late
 from gateway.problems import Problem, ProblemType
+from storage.channels import DONE
 from storage.errors import Overloaded, StorageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-CHANNEL = "baton_done"
 POLL_SECONDS = 1.0
 REST_SECONDS = 0.01
 MOST_WAITERS = 10_000
@@ -99,7 +99,7 @@ class Waiting:
     async def _watch_all(self) -> None:
         try:
             while self._watches:  # again, for who came while the subscription was being closed
-                async with self._signals.subscribe(CHANNEL) as wakeup:
+                async with self._signals.subscribe(DONE) as wakeup:
                     while self._watches:
                         await self._look()
                         # Wake-ups come every few milliseconds under load: a hundred looks a second will do.

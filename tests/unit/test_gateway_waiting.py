@@ -11,8 +11,9 @@ import pytest_asyncio
 
 from gateway.deadline import Deadline
 from gateway.problems import Problem
-from gateway.waiting import CHANNEL, POLL_SECONDS, Waiting
+from gateway.waiting import POLL_SECONDS, Waiting
 from pipeline.testing.ledger.signals import MemorySubscriber
+from storage.channels import DONE
 from storage.errors import Overloaded, Unavailable
 from storage.model import Caller, Reference, Status
 from tests.support.builders import done, submission
@@ -133,12 +134,12 @@ async def test_it_listens_only_while_somebody_waits() -> None:
     ledger = Hands()
     waiting = room(ledger)
     [task_id] = await submitted(ledger, 1)
-    listeners = ledger.signals._subscribers[CHANNEL]
+    listeners = ledger.signals._subscribers[DONE]
 
     assert not listeners
     with waiting.watch(task_id):
         await eventually(lambda: len(listeners) == 1)
-    ledger.signals.notify(CHANNEL)
+    ledger.signals.notify(DONE)
     await eventually(lambda: not listeners)
 
     with waiting.watch(task_id) as watch:
