@@ -34,7 +34,7 @@ class Channel:
             while payload:
                 size, _, unmarshalled = pamqp.frame.unmarshal(payload)
                 payload = payload[size:]
-                frame = cast("Basic.Ack | Basic.Nack | Basic.Reject", unmarshalled)
+                frame = cast("Basic.Ack | Basic.Reject", unmarshalled)
                 flag = frame.multiple if isinstance(frame, Basic.Ack) else frame.requeue
                 frames.append((type(frame).__name__, frame.delivery_tag, flag))
         return frames
@@ -90,7 +90,7 @@ async def test_refusals_go_before_the_ack_that_would_cover_them() -> None:
     await second.reject()
     await turn()
 
-    assert channel.written() == [("Nack", 1, True), ("Reject", 2, False), ("Ack", 3, True)]
+    assert channel.written() == [("Reject", 1, True), ("Reject", 2, False), ("Ack", 3, True)]
 
 
 async def test_nothing_is_written_to_a_channel_whose_end_the_broker_has_told() -> None:

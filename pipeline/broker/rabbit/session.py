@@ -55,8 +55,12 @@ class RabbitDelivery:
         self._session.ack(self._tag)
 
     async def nack(self) -> None:
-        """Give it back to the head of its queue; on a channel that is gone it has gone back already."""
-        self._session.refuse(Basic.Nack(self._tag, requeue=True))
+        """Give it back to the head of its queue; on a channel that is gone it has gone back already.
+
+        By `basic.reject`, which raises the delivery count in every version; from RabbitMQ 4.3 on `basic.nack`
+        does not (RabbitMQ documentation, "basic.reject vs. basic.nack").
+        """
+        self._session.refuse(Basic.Reject(self._tag, requeue=True))
 
     async def reject(self) -> None:
         """Refuse it for good, to where its queue dead-letters; on a channel that is gone, it comes again."""
@@ -75,7 +79,7 @@ class Session:
         self.delivered = 0
         self.held: dict[int, None] = {}
         self._acked: set[int] = set()
-        self._refused: list[Basic.Nack | Basic.Reject] = []
+        self._refused: list[Basic.Reject] = []
         self._flushing: asyncio.Handle | None = None
 
     def receive(self, message: DeliveredMessage) -> RabbitDelivery:
@@ -91,8 +95,8 @@ class Session:
             self._acked.add(tag)
             self._flush_soon()
 
-    def refuse(self, frame: Basic.Nack | Basic.Reject) -> None:
-        """Nack or reject what is held."""
+    def refuse(self, frame: Basic.Reject) -> None:
+        """Give back, or refuse for good, what is held."""
         if frame.delivery_tag in self.held and frame.delivery_tag not in self._acked:
             del self.held[frame.delivery_tag]
             self._refused.append(frame)
@@ -130,12 +134,12 @@ class Session:
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().call_soon(self.flush)
 
-    def _settlements(self) -> list[Basic.Ack | Basic.Nack | Basic.Reject]:
+    def _settlements(self) -> list[Basic.Ack | Basic.Reject]:
         """List the frames: one ack for as many as possible, since each costs the broker a log entry.
 
         Refusals go first, lest an ack of all that came before covers them.
         """
-        frames: list[Basic.Ack | Basic.Nack | Basic.Reject] = [*self._refused]
+        frames: list[Basic.Ack | Basic.Reject] = [*self._refused]
         through = 0
         for tag in self.held:
             if tag not in self._acked:
