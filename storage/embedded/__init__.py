@@ -13,8 +13,8 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from contextlib import AsyncExitStack, suppress
-from itertools import count
 from typing import TYPE_CHECKING, Self
 
 import structlog
@@ -125,15 +125,16 @@ class EmbeddedPostgres:
         settings = {**self._settings, "unix_socket_directories": self.host}
         arguments = ("-D", str(self._cluster), *(f"--{name}={value}" for name, value in settings.items()))
         self._process = await self._launch("postgres", *arguments, dies_by="INT", stdin=subprocess.DEVNULL)
-        for polls in count(1):
+        started = told = time.monotonic()
+        while True:
             if self._process.returncode is not None:
                 raise ServerFailed(self._complaint("postgres"))
             if self._is_ready(self._process.pid):
                 return
             await asyncio.sleep(POLL_SECONDS)
-            if polls % round(PROGRESS_SECONDS / POLL_SECONDS) == 0:
-                said = self._log_tail().rpartition("\n")[2]
-                log.info("embedded PostgreSQL recovers", seconds=round(polls * POLL_SECONDS), said=said)
+            if (now := time.monotonic()) - told >= PROGRESS_SECONDS:
+                told, said = now, self._log_tail().rpartition("\n")[2]
+                log.info("embedded PostgreSQL recovers", seconds=round(now - started), said=said)
 
     async def stop(self, *, immediate: bool = False) -> None:
         """End the server; `immediate` ends it as a crash would, so that the next start has to recover.
