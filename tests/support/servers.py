@@ -220,12 +220,12 @@ end"""
 
 _DEPTHS = """
 Ask = fun(Queue, Question) ->
-    {ok, {_, Count}, _} = ra:leader_query(amqqueue:get_pid(Queue), Question), Count
+    {ok, {_, Count}, _} = ra:leader_query(amqqueue:get_pid(Queue), {rabbit_fifo, Question, []}), Count
 end,
 [case amqqueue:get_type(Queue) of
     rabbit_quorum_queue -> {Name,
-        Ask(Queue, fun rabbit_fifo:query_messages_ready/1),
-        Ask(Queue, fun rabbit_fifo:query_messages_checked_out/1)};
+        Ask(Queue, query_messages_ready),
+        Ask(Queue, query_messages_checked_out)};
     _ -> [{_, Ready}, {_, Unacked}] = rabbit_amqqueue:info(Queue, [messages_ready, messages_unacknowledged]),
         {Name, Ready, Unacked}
 end || Queue <- rabbit_amqqueue:list(<<"VHOST">>),
