@@ -51,12 +51,13 @@ async def serve(
         listening(settings, metrics, progress) as operators,
         roles.open_ports(settings, metrics, progress) as ports,
     ):
-        if await _ready(ports, stop):
+        if await _ready(ports, stop, repr(roles.address_of(settings))):
+            log.info("started", roles=sorted(settings.role))
             await Process(settings, ports, handlers, lambda url: announce(url, operators), stop).run()
     log.info("stopped")
 
 
-async def _ready(ports: Ports, stop: asyncio.Event) -> bool:
+async def _ready(ports: Ports, stop: asyncio.Event, server: str) -> bool:
     """Wait for the database for as long as it takes; False where the process is told to stop before."""
     told = False
     while not stop.is_set():
@@ -64,7 +65,7 @@ async def _ready(ports: Ports, stop: asyncio.Event) -> bool:
             await ports.ledger.ready()
         except (Unavailable, OutcomeUnknown) as error:
             if not told:
-                log.warning("waiting for the database", error=str(error))
+                log.warning("waiting for the database", server=server, error=str(error))
             told = True
             await asyncio.sleep(RECONNECT_SECONDS)
         else:
@@ -141,7 +142,9 @@ class Process:
         try:
             await self._ports.ledger.workers.close(duty.worker_id)
         except StorageError as error:
-            log.warning("worker not signed off", worker_id=str(duty.worker_id), error=str(error))
+            log.warning("not signed off", worker_id=str(duty.worker_id), error=str(error))
+        else:
+            log.info("signed off", worker_id=str(duty.worker_id))
 
     async def _gateway(self) -> None:
         """Serve HTTP. The gateway is found by name: it imports the pipeline, never the other way round."""

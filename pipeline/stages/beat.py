@@ -13,6 +13,7 @@ from storage.model import Heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from uuid import UUID
 
     from pipeline.clock import Clock
     from pipeline.duty import Duty
@@ -56,6 +57,7 @@ class Beat(Stage[None, None]):
         self._unclaimed = unclaimed
         self._clock = clock or MonotonicClock()
         self._differences = _Differences()
+        self._signed_on: UUID | None = None
 
     async def __call__(self, _tick: None) -> None:
         """Beat once; raises Unavailable or OutcomeUnknown, and the next tick tries again."""
@@ -67,6 +69,12 @@ class Beat(Stage[None, None]):
             self._duty.declared_dead()
             return
         self._duty.heard(sent_at)
+        if self._signed_on != self._duty.worker_id:
+            # A janitor that declares it dead names no more than this id.
+            self._signed_on = self._duty.worker_id
+            log.info(
+                "signed on", worker_id=str(self._signed_on), queues=self._queues, slots=self._slots.count
+            )
         self._differences = await self._compare(earlier)
 
     def _heartbeat(self) -> Heartbeat:

@@ -124,6 +124,19 @@ async def test_counters_move_with_what_becomes_of_tasks(
         assert await operator.value("worker", "task_wait_seconds_sum", queue="tasks.high") < 10
 
 
+async def test_the_log_tells_what_a_process_is_and_under_which_id_it_works(
+    postgres: Database, rabbitmq: Vhost, tmp_path: Path
+) -> None:
+    async with service(postgres, rabbitmq.url, tmp_path) as running:
+        worker = await running.start("worker,relay", WORKER_QUEUES="tasks.low")
+        await eventually(lambda: '"signed on"' in worker.text(), seconds=60)
+        assert await worker.stop() == 0
+        told = {line["event"]: line for line in map(json.loads, worker.text().splitlines())}
+        assert told["started"]["roles"] == ["relay", "worker"]
+        assert told["signed on"]["queues"] == ["tasks.low"]
+        assert told["signed off"]["worker_id"] == told["signed on"]["worker_id"]
+
+
 async def test_readiness_follows_broker_and_database(
     own_postgres: Callable[[], Awaitable[OwnPostgres]],
     own_rabbitmq: Callable[[], Awaitable[RabbitmqNode]],

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from pipeline.duty import Duty
 from pipeline.slots import Slots, Stop
@@ -77,6 +78,15 @@ async def test_it_reports_the_worker_and_lets_it_start() -> None:
     assert heart.duty.fresh
     assert (await heart.ledger.outbox.capacity())[Priority.MEDIUM] == Capacity(workers=1, free=4)
     assert (await heart.ledger.upkeep.unclaimed())[Priority.MEDIUM] == 5
+
+
+async def test_the_log_tells_the_id_that_a_janitor_would_name() -> None:
+    heart = Heart(slots=4)
+    with structlog.testing.capture_logs() as logs:
+        await heart.beat(None)
+        await heart.beat(None)
+    signed_on = {"event": "signed on", "log_level": "info", "queues": ("tasks.medium",), "slots": 4}
+    assert logs == [{**signed_on, "worker_id": str(heart.duty.worker_id)}]
 
 
 async def test_a_heartbeat_counts_from_when_it_was_sent() -> None:
