@@ -1,6 +1,7 @@
 """`baton run`: the service itself, from its settings to a drained stop."""
 
 import shlex
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -118,11 +119,11 @@ def _submit_line(url: str) -> str:
 
 
 def _command() -> str:
-    """Name this command so that another shell finds it: below the working directory by its path."""
+    """Name this command so that another shell finds it: below the working directory, or else by its path."""
     script = Path(sys.argv[0]).absolute()
-    if script.name == "baton" and script.is_relative_to(Path.cwd()):
-        return str(script.relative_to(Path.cwd()))
-    return "baton"
+    if script.name != "baton" or shutil.which("baton") == str(script):
+        return "baton"
+    return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
 
 
 def _curl_line(url: str, *, with_token: bool) -> str:

@@ -102,6 +102,19 @@ class TestRun:
         assert "export BATON_TOKEN" in shown
         assert "0123456789abcdef" not in shown
 
+    def test_the_line_to_try_names_a_command_that_another_shell_finds(
+        self, folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here, there, found = (
+            place / "baton"
+            for place in (folder / ".venv/bin", *map(tmp_path_factory.mktemp, ("there", "found")))
+        )
+        found.touch(mode=0o755)
+        monkeypatch.setenv("PATH", str(found.parent))
+        for script, command in ((here, ".venv/bin/baton"), (there, str(there)), (found, "baton")):
+            monkeypatch.setattr("sys.argv", [str(script), "run"])
+            assert f" {command} submit " in baton("run", serve=Service()).stdout
+
     def test_servers_are_named_without_their_passwords(self) -> None:
         shown = baton(
             *("run",),
