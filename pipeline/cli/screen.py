@@ -46,9 +46,9 @@ class Screen:
         """Write a value as JSON, for people."""
         self.say(json.dumps(value, ensure_ascii=False, indent=2))
 
-    def table(self, items: Sequence[Item], columns: Mapping[str, str]) -> None:
-        """Show one line per item; `columns` names what stands above each field."""
-        self._out.print(self._table(items, columns))
+    def table(self, items: Sequence[Item], columns: Mapping[str, str], *, titled: bool = True) -> None:
+        """Show one line per item; `columns` names what stands above each field, on a terminal always."""
+        self._out.print(self._table(items, columns, titled=titled or self._out.is_terminal))
 
     def card(self, item: Item) -> None:
         """Show one item with all its fields that hold something."""
@@ -64,9 +64,9 @@ class Screen:
             return self._table(value, {key: key for key in value[0]})
         return _text(shown(name, value))
 
-    def _table(self, items: Sequence[Item], columns: Mapping[str, str]) -> Table:
-        terminal = self._out.is_terminal
-        table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, header_style="bold")
+    def _table(self, items: Sequence[Item], columns: Mapping[str, str], *, titled: bool = True) -> Table:
+        look = box.SIMPLE_HEAD if self._out.is_terminal else None
+        table = Table(box=look, pad_edge=False, header_style="bold", show_header=titled)
         for name, title in columns.items():
             # An id in two pieces cannot be copied.
             table.add_column(title, overflow="fold", no_wrap=name in {"id", "task_id"})

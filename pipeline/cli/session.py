@@ -43,13 +43,13 @@ class Session(NamedTuple):
     def show_list(self, pages: "Iterator[httpx.Response]", columns: Mapping[str, str]) -> None:
         """Show pages as they come, however many there are."""
         cursor = None
-        for page in pages:
+        for number, page in enumerate(pages):
             if self.as_json:
                 self.screen.script(page.text)
                 continue
             items, cursor = page.json()["items"], page.json()["next"]
             if items:
-                self.screen.table(items, columns)
+                self.screen.table(items, columns, titled=number == 0)
             else:
                 self.screen.remark("Nothing is there.")
         if cursor is not None:

@@ -134,8 +134,11 @@ class TestLists:
         api = Api(get=[ok(items=[task(kind="a")], next="c2"), ok(items=[task(kind="b")], next=None)])
         result = api.baton("tasks", "list", "--all")
         assert len(api.asked) == 2
-        assert " a " in result.stdout
-        assert " b " in result.stdout
+        assert [line.split()[:2] for line in result.stdout.splitlines()] == [
+            ["id", "kind"],
+            [TASK_ID, "a"],
+            [TASK_ID, "b"],
+        ]
         assert result.stderr == ""
 
     def test_json_is_the_answer_and_nothing_else(self) -> None:
