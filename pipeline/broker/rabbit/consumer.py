@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+CANCEL_AGAIN_SECONDS = 0.2
 LOOKS_BEFORE_ANEW = 2
 """How often in a row messages must be ready and none delivered: once may be a matter of timing."""
 
@@ -63,8 +64,10 @@ class RabbitSubscription:
 
     async def cancel(self) -> None:
         """Stop deliveries; those already made can still be settled."""
-        self._keeper.cancel()
-        await asyncio.wait({self._keeper})
+        while not self._keeper.done():
+            # More than once: aiormq may swallow a cancellation that meets the answer it waits for.
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper}, timeout=CANCEL_AGAIN_SECONDS)
         session = self._session
         if session is not None and session.consumer_tag is not None:
             with suppress(BrokerUnavailable):
