@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
@@ -26,6 +26,7 @@ T = TypeVar("T")
 MOST_BYTES = 256 * 1024
 MOST_BATCH_BYTES = 16 * MOST_BYTES
 MOST_DEPTH = 64
+MOST_FAULTS = 20
 
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -135,7 +136,8 @@ class JsonBody(Generic[T]):
         except RecursionError as error:
             raise _too_deep() from error
         except msgspec.ValidationError as error:
-            raise invalid(self._explain(str(error))) from error
+            first = self._explain(str(error))
+            raise invalid(first, *self._unknown(body, but=first.field)) from error
         except UnicodeDecodeError as error:
             raise Problem(
                 ProblemType.MALFORMED_JSON, f"not UTF-8: {error.reason} (byte {error.start})"
@@ -143,6 +145,16 @@ class JsonBody(Generic[T]):
         except msgspec.DecodeError as error:
             where = "" if "(byte " in str(error) else f" (byte {len(body)})"
             raise Problem(ProblemType.MALFORMED_JSON, f"{error}{where}") from error
+
+    def _unknown(self, body: bytes, but: str) -> list[FieldError]:
+        """Name the fields that nobody knows, but for one: the decoder stops at the first fault it meets."""
+        try:
+            given = msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            return []
+        names = (name for name in (given if isinstance(given, dict) else ()) if name not in self._allowed)
+        faults = (FieldError(name, "is not known", tuple(self._allowed)) for name in names if name != but)
+        return list(islice(faults, MOST_FAULTS - 1))
 
     def _explain(self, text: str) -> FieldError:
         message, _, path = text.partition(" - at `$")
@@ -182,7 +194,7 @@ def _check_values(body: bytes) -> None:
         return  # not JSON; the decoder tells where
     faults = [FieldError(path or "body", message) for path, message in _faults(value, "")]
     if faults:
-        raise invalid(*faults[:20])
+        raise invalid(*faults[:MOST_FAULTS])
 
 
 class _Pairs(list[tuple[str, Any]]):

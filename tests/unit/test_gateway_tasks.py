@@ -102,6 +102,17 @@ class TestSubmit:
 
         assert task["due_at"] == "2030-01-31T10:00:00Z"
 
+    async def test_every_unknown_field_is_named_beside_the_first_fault(self, api: Gateway) -> None:
+        response = await api.client.post(TASKS, json={"kind": 7, "colour": "red", "x": 1})
+
+        assert problem(response) == (422, "invalid")
+        assert [each["field"] for each in response.json()["errors"]] == ["kind", "colour", "x"]
+
+        response = await api.client.post(TASKS, json={"colour": "red", "kind": "echo", "x": 1})
+
+        assert [each["field"] for each in response.json()["errors"]] == ["colour", "x"]
+        assert all("priority" in each["allowed"] for each in response.json()["errors"])
+
     async def test_an_unknown_kind_is_refused_with_the_known_ones(self, api: Gateway) -> None:
         response = await api.client.post(TASKS, json={"kind": "nope"})
 
