@@ -131,7 +131,13 @@ PROBLEMS = {
         Problem(
             ProblemType.KEY_REUSED,
             f"it was first sent with another body, which became task {_ID}",
-            [FieldError("Idempotency-Key", "belongs to another body", "a new key for a new request")],
+            [
+                FieldError(
+                    "Idempotency-Key",
+                    f"belongs to another body, which became task {_ID}",
+                    "a new key for a new request",
+                )
+            ],
         ),
         Problem(ProblemType.HEAD_TOO_LARGE, "allowed: up to 16384 bytes"),
         Problem(ProblemType.CLIENT_GONE, "nobody waits for the answer any more"),

@@ -83,5 +83,11 @@ def _accepted(answer: Answer) -> Accepted:
     raise Problem(
         ProblemType.KEY_REUSED,
         f"it was first sent with another body, which became task {answer.task_id}",
-        [FieldError("Idempotency-Key", "belongs to another body", "a new key for a new request")],
+        [
+            FieldError(
+                "Idempotency-Key",
+                f"belongs to another body, which became task {answer.task_id}",
+                "a new key for a new request",
+            )
+        ],
     )

@@ -12,7 +12,7 @@ from pipeline.flow import Stage
 from storage.backoff import backoff_seconds
 from storage.errors import Refused, StorageError
 from storage.group_commit import GroupCommit
-from storage.model import Dead, Done, Failure, Reason, Recorded, Retry, Verdict
+from storage.model import Dead, Done, Failure, Reason, Recorded, Retry, Status, Verdict
 
 if TYPE_CHECKING:
     from pipeline.ports import Runs
@@ -74,4 +74,5 @@ def _tell(verdict: Verdict, recorded: Recorded) -> None:
         said["error"] = f"{verdict.failure.type}: {verdict.failure.message}"
     if isinstance(verdict, Retry):
         said["delay_seconds"] = verdict.delay_seconds
-    log.info(recorded.status.name.lower(), verdict=type(verdict).__name__.lower(), **said)
+    tell = log.warning if recorded.status is Status.FAILED else log.info
+    tell(recorded.status.name.lower(), verdict=type(verdict).__name__.lower(), **said)

@@ -257,6 +257,7 @@ class TestIdempotency:
         second = await api.client.post(TASKS, json={"kind": "echo", "name": "x"}, headers=headers)
 
         assert problem(second) == (422, "key-reused")
+        assert first.json()["id"] in second.json()["errors"][0]["message"]
         assert list(faults(second)) == ["Idempotency-Key"]
         assert first.json()["id"] in second.json()["detail"]
 

@@ -66,6 +66,21 @@ class TestRecord:
         assert await record(done(task)) == Recorded(Status.COMPLETED)
         assert await record(dead(task)) == Recorded(None)
 
+    async def test_a_dead_letter_is_a_warning_in_the_log_and_a_success_is_not(self) -> None:
+        ledger = MemoryLedger(ManualClock())
+        record, good, bad = (
+            Record(ledger.runs),
+            await claimed(ledger, uuid4()),
+            await claimed(ledger, uuid4()),
+        )
+        with capture_logs() as logs:
+            await record(done(good))
+            await record(dead(bad))
+        assert [(entry["event"], entry["log_level"]) for entry in logs] == [
+            ("completed", "info"),
+            ("failed", "warning"),
+        ]
+
     async def test_what_the_database_refuses_as_data_ends_the_task(self) -> None:
         ledger = MemoryLedger(ManualClock())
         task, neighbour = [await claimed(ledger, uuid4()) for _ in range(2)]
