@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Priority,
         Recorded,
         Reference,
+        Rescued,
         Run,
         Status,
         Submission,
@@ -155,7 +156,7 @@ class Workers(Protocol):
 class Upkeep(Protocol):
     """The janitor's hand: what was lost is dispatched again, what is over is removed."""
 
-    async def rescue(self, most: int, lease_seconds: float) -> int:
+    async def rescue(self, most: int, lease_seconds: float) -> list[Rescued]:
         """Dispatch again the runs of dead or missing workers, and those hung for timeout + two leases."""
 
     async def claimed_through(self) -> dict[Priority, datetime]:

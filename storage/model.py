@@ -59,6 +59,13 @@ class Reference(NamedTuple):
     dispatch: int
 
 
+class Rescued(NamedTuple):
+    """A run that was lost or hung, and what its task is now: PENDING again, or ended."""
+
+    reference: Reference
+    status: Status
+
+
 class Caller(msgspec.Struct, frozen=True):
     """Whose rows a read or a write may touch."""
 

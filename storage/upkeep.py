@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from storage.channels import DONE, OUTBOX
-from storage.model import Backlog, Due, Priority, Status
+from storage.model import Backlog, Due, Priority, Reference, Rescued, Status
 from storage.transitions import ENDED, ENDING
 
 if TYPE_CHECKING:
@@ -144,14 +145,15 @@ class PostgresUpkeep:
         self._database = database
         self._signals = signals
 
-    async def rescue(self, most: int, lease_seconds: float) -> int:
+    async def rescue(self, most: int, lease_seconds: float) -> list[Rescued]:
         """Dispatch again the runs of dead or missing workers, and hung ones."""
         moved = await self._database.fetch(_RESCUE, [most, lease_seconds, MOST_LOSSES])
-        if moved:
+        rescued = [Rescued(Reference(UUID(row[0]), row[1]), Status(row[2])) for row in moved]
+        if rescued:
             self._signals.notify(OUTBOX)
-        if any(status >= Status.COMPLETED for _, _, status in moved):
+        if any(run.status.terminal for run in rescued):
             self._signals.notify(DONE)
-        return len(moved)
+        return rescued
 
     async def claimed_through(self) -> dict[Priority, datetime]:
         """Tell, per priority, the newest `queued_at` that live workers have claimed."""
@@ -188,4 +190,4 @@ class PostgresUpkeep:
     async def restart_volatile(self) -> int:
         """Send all waiting tasks again and let every run be rescued: the broker forgot all it held."""
         sent = await self._database.fetch(_RESTART_VOLATILE)
-        return len(sent) + await self.rescue(most=1_000_000, lease_seconds=0.0)
+        return len(sent) + len(await self.rescue(most=1_000_000, lease_seconds=0.0))

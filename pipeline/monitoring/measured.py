@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Priority,
         Recorded,
         Reference,
+        Rescued,
         Submission,
         Task,
         Verdict,
@@ -232,10 +233,10 @@ class MeasuredUpkeep:
         self.prune = upkeep.prune
         self.restart_volatile = upkeep.restart_volatile
 
-    async def rescue(self, most: int, lease_seconds: float) -> int:
+    async def rescue(self, most: int, lease_seconds: float) -> list[Rescued]:
         """Dispatch lost and hung runs again."""
         rescued = await self._upkeep.rescue(most, lease_seconds)
-        self._metrics.rescued.inc(rescued)
+        self._metrics.rescued.inc(len(rescued))
         self._progress.rescued.happened()
         return rescued
 

@@ -54,8 +54,10 @@ class Rescue(Stage[None, None]):
 
     async def _rescue(self) -> None:
         while rescued := await self._upkeep.rescue(MOST_ROWS, self._lease_seconds):
-            log.warning("rescued from dead workers", runs=rescued)
-            if rescued < MOST_ROWS:
+            for run in rescued:
+                task_id, dispatch = run.reference
+                log.warning("rescued", task_id=str(task_id), dispatch=dispatch, status=run.status.name)
+            if len(rescued) < MOST_ROWS:
                 return
 
     def _distrust(self) -> None:

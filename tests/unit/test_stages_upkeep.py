@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from pipeline.broker import Message
 from pipeline.stages import Every, Prune, Rescue, Resend
@@ -19,6 +20,7 @@ from tests.support.stages import claimed
 
 if TYPE_CHECKING:
     from pipeline.ports import Upkeep
+    from storage.model import Rescued
 
 CALLER = Caller()
 LEASE_SECONDS = 30.0
@@ -32,9 +34,12 @@ class TestRescue:
         await ledger.workers.beat(beat(worker_id))
         task = await claimed(ledger, worker_id)
         await clock.advance(LEASE_SECONDS + 1)
-        await rescue(None)
+        with capture_logs() as logs:
+            await rescue(None)
         [row] = await ledger.outbox.poll(10, 30)
         assert row.reference == Reference(task.task_id, 2)
+        told = {"event": "rescued", "task_id": str(task.task_id), "dispatch": 1, "status": "PENDING"}
+        assert [entry for entry in logs if entry["event"] == "rescued"] == [{**told, "log_level": "warning"}]
 
     async def test_nobody_is_declared_dead_within_a_lease_of_the_start(self) -> None:
         clock, worker_id = ManualClock(), uuid4()
@@ -56,7 +61,7 @@ class TestRescue:
         await clock.advance(5)
         original = ledger.upkeep.rescue
 
-        async def faulty(most: int, lease_seconds: float) -> int:
+        async def faulty(most: int, lease_seconds: float) -> list[Rescued]:
             if fault == "failed":
                 raise Unavailable("away")
             await clock.advance(LEASE_SECONDS / 2 + 1)

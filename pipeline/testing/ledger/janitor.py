@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pipeline.broker.topology import work_route
 from pipeline.testing.ledger.state import WAITING, require_storable
 from storage.dead_letters import MOST_BODY_BYTES
-from storage.model import Backlog, Due, Failure, OutboxStatus, Priority, Reason, Status
+from storage.model import Backlog, Due, Failure, OutboxStatus, Priority, Reason, Rescued, Status
 from storage.upkeep import MOST_LOSSES
 
 if TYPE_CHECKING:
@@ -34,16 +34,17 @@ class MemoryUpkeep:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    async def rescue(self, most: int, lease_seconds: float) -> int:
+    async def rescue(self, most: int, lease_seconds: float) -> list[Rescued]:
         """Dispatch again the runs of dead or missing workers, and hung ones."""
         running = [row for row in self._state.tasks.values() if row.status is Status.IN_PROGRESS]
         lost = [row for row in running if self._lost(row)]
         hung = [row for row in running if not self._lost(row) and self._hung(row, lease_seconds)]
-        for row in lost[:most]:
-            self._end_lost(row)
-        for row in hung[: max(0, most - len(lost))]:
-            self._end_hung(row)
-        return min(most, len(lost) + len(hung))
+        rescued = []
+        for row in [*lost, *hung][:most]:
+            reference = row.reference
+            (self._end_lost if row in lost else self._end_hung)(row)
+            rescued.append(Rescued(reference, row.status))
+        return rescued
 
     def _lost(self, row: TaskRow) -> bool:
         worker = self._state.workers.get(row.worker_id) if row.worker_id else None
@@ -176,7 +177,7 @@ class MemoryUpkeep:
         ]
         for row in forgotten:
             self._state.send(row, available_at=max(self._state.now(), row.due_at or self._state.now()))
-        return len(forgotten) + await self.rescue(most=len(self._state.tasks), lease_seconds=0.0)
+        return len(forgotten) + len(await self.rescue(most=len(self._state.tasks), lease_seconds=0.0))
 
 
 class MemoryDeadLetters:

@@ -62,7 +62,7 @@ async def lose(walk: Walk, time: Backend) -> None:
     await time.advance(LEASE_SECONDS + 5)
     await walk.ledger.workers.declare_dead(LEASE_SECONDS)
     walk.worker_id = uuid4()
-    assert await walk.ledger.upkeep.rescue(10, LEASE_SECONDS) == 1
+    assert len(await walk.ledger.upkeep.rescue(10, LEASE_SECONDS)) == 1
 
 
 async def test_the_runs_of_a_dead_worker_are_dispatched_again(walk: Walk, time: Backend) -> None:
@@ -83,7 +83,7 @@ async def test_so_are_the_runs_of_a_worker_nobody_knows(ledger: Ledger, walk: Wa
     task = await walk.pending()
     await walk.tries_to_claim(Reference(task.id, 1))
 
-    assert await ledger.upkeep.rescue(10, LEASE_SECONDS) == 1
+    assert len(await ledger.upkeep.rescue(10, LEASE_SECONDS)) == 1
 
     assert (await walk.task(task.id)).losses == 1
 
@@ -92,7 +92,7 @@ async def test_so_are_the_runs_left_by_a_worker_that_signed_off(ledger: Ledger, 
     run = await walk.running()
     await ledger.workers.close(walk.worker_id)
 
-    assert await ledger.upkeep.rescue(10, LEASE_SECONDS) == 1
+    assert len(await ledger.upkeep.rescue(10, LEASE_SECONDS)) == 1
 
     assert (await walk.task(run.task_id)).status is Status.PENDING
 
@@ -121,7 +121,7 @@ async def test_the_runs_of_a_live_worker_are_left_alone(ledger: Ledger, walk: Wa
     await ledger.workers.beat(builders.beat(walk.worker_id))
     before = await walk.seen(run.task_id)
 
-    assert await ledger.upkeep.rescue(10, LEASE_SECONDS) == 0
+    assert len(await ledger.upkeep.rescue(10, LEASE_SECONDS)) == 0
 
     assert await walk.seen(run.task_id) == before
 
@@ -135,7 +135,7 @@ async def test_a_rescue_moves_no_task_that_does_not_run(
     await ledger.workers.declare_dead(LEASE_SECONDS)
     before = await walk.seen(task.id)
 
-    assert await ledger.upkeep.rescue(10, LEASE_SECONDS) == 0
+    assert len(await ledger.upkeep.rescue(10, LEASE_SECONDS)) == 0
 
     assert await walk.seen(task.id) == before
 
@@ -191,7 +191,7 @@ async def hang(walk: Walk, time: Backend, seconds: float) -> int:
     """Let the runs take that long with their worker alive; how many are rescued then."""
     await time.advance(seconds)
     await walk.ledger.workers.beat(builders.beat(walk.worker_id))
-    return await walk.ledger.upkeep.rescue(10, LEASE_SECONDS)
+    return len(await walk.ledger.upkeep.rescue(10, LEASE_SECONDS))
 
 
 async def test_a_hung_run_counts_as_an_attempt_after_timeout_and_two_leases(
@@ -234,7 +234,7 @@ async def test_a_rescue_is_bounded(ledger: Ledger, walk: Walk) -> None:
     tasks = [await walk.pending() for _ in range(5)]
     await walk.tries_to_claim(*(Reference(task.id, 1) for task in tasks))
 
-    assert [await ledger.upkeep.rescue(2, LEASE_SECONDS) for _ in range(4)] == [2, 2, 1, 0]
+    assert [len(await ledger.upkeep.rescue(2, LEASE_SECONDS)) for _ in range(4)] == [2, 2, 1, 0]
 
 
 async def test_a_worker_releases_what_it_does_not_hold(ledger: Ledger, walk: Walk) -> None:

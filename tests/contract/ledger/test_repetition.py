@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 from msgspec.structs import replace
 
-from storage.model import Accepted, Caller, KeyReused, Priority, Reference, Status
+from storage.model import Accepted, Caller, KeyReused, Priority, Reference, Rescued, Status
 from tests.contract.ledger.walk import KINDS, LEASE_SECONDS, reference
 from tests.support import builders
 
@@ -253,8 +253,9 @@ async def test_declare_dead(ledger: Ledger, time: Backend) -> None:
 async def test_rescue(ledger: Ledger, walk: Walk) -> None:
     task = await walk.pending()
     await walk.tries_to_claim(reference(task))
+    once = [Rescued(reference(task), Status.PENDING)]
 
-    assert await twice(lambda: ledger.upkeep.rescue(10, LEASE_SECONDS)) == (1, 0)
+    assert await twice(lambda: ledger.upkeep.rescue(10, LEASE_SECONDS)) == (once, [])
 
     assert (await walk.task(task.id)).losses == 1
     assert len(await walk.rows(task.id)) == 1

@@ -340,7 +340,7 @@ async def test_a_worker_long_dead_still_has_its_runs_rescued_after_pruning(
 
     await ledger.upkeep.prune(HOUR, HOUR, 10)
 
-    assert await ledger.upkeep.rescue(10, LEASE_SECONDS) == 1
+    assert len(await ledger.upkeep.rescue(10, LEASE_SECONDS)) == 1
     assert (await walk.task(run.task_id)).losses == 1
 
 
