@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import tarfile
+import subprocess
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
 from typing import TYPE_CHECKING, NamedTuple
@@ -69,8 +69,11 @@ def test_the_wheel_holds_the_packages_whole_and_nothing_else(built: Built) -> No
 
 
 def test_the_sdist_builds_the_same_wheel(built: Built, tmp_path: Path) -> None:
-    with tarfile.open(built.sdist) as archive:
-        archive.extractall(tmp_path / "source", filter="data")
+    # By tar: Python's own needs a filter from 3.14 on, and knows none before 3.11.4.
+    (tmp_path / "source").mkdir()
+    subprocess.run(
+        ["tar", "--extract", "--file", built.sdist, "--directory", tmp_path / "source"], check=True
+    )
     (source,) = (tmp_path / "source").iterdir()
     _, wheel = build(source, tmp_path / "built")
     assert contents(wheel) == contents(built.wheel)

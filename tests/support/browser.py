@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.utils import is_url_connectable
 
 from tests.support.debian import require
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMEDRIVER = Path("/usr/bin/chromedriver")
+HOST = "127.0.0.1"
 FLAGS = (
     "--headless",
     "--no-sandbox",  # which refuses root
@@ -30,6 +32,17 @@ FLAGS = (
 )
 
 
+class _Driver(ChromeService):
+    """Asked by its address, for a bare root may not resolve even localhost."""
+
+    @property
+    def service_url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def is_connectable(self) -> bool:
+        return is_url_connectable(self.port, HOST)
+
+
 @contextmanager
 def chromium() -> Iterator[Chrome]:
     """Open a browser that keeps no profile and notes every request of its pages."""
@@ -40,7 +53,7 @@ def chromium() -> Iterator[Chrome]:
     for flag in FLAGS:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    browser = Chrome(options, ChromeService(str(CHROMEDRIVER)))
+    browser = Chrome(options, _Driver(str(CHROMEDRIVER)))
     try:
         yield browser
     finally:
