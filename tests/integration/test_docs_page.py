@@ -25,8 +25,8 @@ TOKEN = "token-0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Chrome]:
-    with chromium() as opened:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    with chromium(tmp_path_factory.mktemp("browser")) as opened:
         yield opened
 
 

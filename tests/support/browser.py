@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import subprocess
+import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.utils import is_url_connectable
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMEDRIVER = Path("/usr/bin/chromedriver")
 HOST = "127.0.0.1"
+POLL_SECONDS = 0.05
 FLAGS = (
     "--headless",
     "--no-sandbox",  # which refuses root
@@ -29,6 +33,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--window-size=1200,1600",
+    "--remote-debugging-port=0",
 )
 
 
@@ -44,20 +49,45 @@ class _Driver(ChromeService):
 
 
 @contextmanager
-def chromium() -> Iterator[Chrome]:
-    """Open a browser that keeps no profile and notes every request of its pages."""
+def chromium(profile: Path) -> Iterator[Chrome]:
+    """Open a browser that notes every request of its pages; `profile` is a folder for it alone."""
     require("chromium", CHROMIUM)
     require("chromium-driver", CHROMEDRIVER)
     options = ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in FLAGS:
-        options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    browser = Chrome(options, _Driver(str(CHROMEDRIVER)))
-    try:
+    with ExitStack() as stack:
+        process = subprocess.Popen(
+            [
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "--",
+                CHROMIUM,
+                *FLAGS,
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        # The driver asks a browser that it starts itself at "localhost".
+        options.debugger_address = f"{HOST}:{_port_of(process, profile)}"
+        browser = Chrome(options, _Driver(str(CHROMEDRIVER)))
+        stack.callback(browser.quit)
         yield browser
-    finally:
-        browser.quit()
+
+
+def _port_of(process: subprocess.Popen[bytes], profile: Path) -> str:
+    """Wait for the port that the browser has chosen, and writes into its profile."""
+    written = profile / "DevToolsActivePort"
+    while process.poll() is None:
+        if written.exists() and (lines := written.read_text().splitlines()):
+            return lines[0]
+        time.sleep(POLL_SECONDS)
+    pytest.fail(f"{CHROMIUM} ended with {process.returncode}", pytrace=False)
 
 
 def log_of(browser: Chrome, name: str) -> list[dict[str, Any]]:
