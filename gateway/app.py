@@ -10,6 +10,7 @@ from litestar import Litestar
 from litestar.middleware import DefineMiddleware
 
 from gateway.auth import Doorkeeper
+from gateway.batches import BatchRoutes
 from gateway.calls import options
 from gateway.dead_letters import DeadLetterRoutes
 from gateway.deadline import Deadline
@@ -46,6 +47,7 @@ def create_app(
     # Bare handlers, no Router: Litestar deep-copies a Router with all that its handlers hold.
     routes = [
         *TaskRoutes(ledger.tasks, acceptance, intake, waiting, deadline).handlers(),
+        *BatchRoutes(ledger.tasks, acceptance, intake, deadline).handlers(),
         *DeadLetterRoutes(ledger.dead_letters, deadline).handlers(),
         *OutboxRoutes(ledger.outbox, deadline).handlers(),
         *KindRoutes(handlers, settings).handlers(),

@@ -15,6 +15,8 @@ from storage.group_commit import GroupCommit
 from storage.model import Accepted, KeyReused, Submission
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from pipeline.ports import Submissions
 
 log = structlog.get_logger()
@@ -91,3 +93,8 @@ def _accepted(answer: Answer) -> Accepted:
             )
         ],
     )
+
+
+def gone(task_id: UUID) -> Problem:
+    """Refuse a repeat whose first task is no more."""
+    return Problem(ProblemType.GONE, f"task {task_id} was made with this key, and has been pruned")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from gateway import examples
 from gateway.auth import CALLER
-from gateway.bodies import MOST_BATCH_BYTES, read_json
+from gateway.bodies import read_json
 from gateway.calls import LEDGER, Answer, Call
 from gateway.exchange import API, HttpRequest, HttpResponse, PathText, respond
-from gateway.payloads import IDEMPOTENCY_KEY, NEW_BATCH, NEW_REPLAY, NEW_TASK, TRACEPARENT
+from gateway.intake import gone
+from gateway.payloads import IDEMPOTENCY_KEY, NEW_REPLAY, NEW_TASK, TRACEPARENT
 from gateway.problems import Problem, ProblemType
 from gateway.queries import DEFAULT_LIMIT, NOTHING, TASKS, WAIT, from_path
-from gateway.views import BatchView, Page, StatusView, TaskView, page
+from gateway.views import Page, StatusView, TaskView, page
 from storage.model import Status, TaskFilter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from uuid import UUID
 
     from litestar.handlers import HTTPRouteHandler
@@ -77,32 +75,6 @@ SUBMIT = Call(
         ProblemType.KEY_REUSED,
         ProblemType.OVERLOADED,
     ),
-)
-SUBMIT_BATCH = Call(
-    name="submitBatch",
-    tag=TAG,
-    method="POST",
-    path=f"{PATH}/batch",
-    headers={"Idempotency-Key": IDEMPOTENCY_KEY, "traceparent": TRACEPARENT},
-    body=NEW_BATCH,
-    bodies={
-        "two": {
-            "tasks": [
-                {"kind": "echo", "payload": {"n": 1}},
-                {"kind": "sleep", "payload": {"seconds": 1}, "priority": "LOW"},
-            ]
-        }
-    },
-    answers=(
-        Answer(
-            201,
-            "All tasks are durable; in the order of the request.",
-            BatchView,
-            examples.BATCH,
-            {"Idempotency-Replayed": REPLAYED},
-        ),
-    ),
-    problems=(*LEDGER, ProblemType.GONE, ProblemType.KEY_REUSED, ProblemType.OVERLOADED),
 )
 FIND = Call(
     name="findTasks",
@@ -178,7 +150,6 @@ class TaskRoutes:
         """Bind the calls to their paths."""
         return [
             SUBMIT.bind(self.submit),
-            SUBMIT_BATCH.bind(self.submit_batch),
             FIND.bind(self.find),
             SHOW.bind(self.show),
             SHOW_STATUS.bind(self.show_status),
@@ -208,22 +179,6 @@ class TaskRoutes:
         if accepted.replayed:
             headers.append(("idempotency-replayed", "true"))
         return respond(view, 201, headers)
-
-    async def submit_batch(self, request: HttpRequest) -> HttpResponse:
-        """Hand many tasks over, all or none.
-
-        Each is read as `POST /tasks` would read it; where one does not fit, none is written, and `errors`
-        names what is wrong with each. One Idempotency-Key serves the whole batch.
-        """
-        scope = request.scope
-        NOTHING.read(scope)
-        body = await read_json(scope, request.receive, self._deadline.seconds, MOST_BATCH_BYTES)
-        batch = await self._acceptance.read_batch(scope, body)
-        accepted = await self._deadline(self._intake.submit_batch(batch))
-        if accepted[0].replayed:
-            views = await self._show_first(batch, [each.task_id for each in accepted])
-            return respond(BatchView(views), 201, [("idempotency-replayed", "true")])
-        return respond(BatchView(list(map(TaskView.of_new, batch, accepted))), 201)
 
     async def find(self, request: HttpRequest) -> HttpResponse:
         """List tasks, newest first."""
@@ -326,21 +281,8 @@ class TaskRoutes:
         """Read the task that an earlier request with the same key has made."""
         task = await self._deadline(self._tasks.get(CALLER, accepted.task_id))
         if task is None:
-            raise _gone(accepted.task_id)
+            raise gone(accepted.task_id)
         return task
-
-    async def _show_first(self, batch: Sequence[Submission], first: list[UUID]) -> list[TaskView]:
-        """Show what an earlier batch with the same key has made; the payloads are those of the same body."""
-        which = TaskFilter(ids=tuple(first), limit=len(first))
-        found = {task.id: task for task in await self._deadline(self._tasks.find(CALLER, which))}
-        for task_id in first:
-            if task_id not in found:
-                raise _gone(task_id)
-        tasks = (
-            replace(found[task_id], payload=submission.payload.encode())
-            for task_id, submission in zip(first, batch, strict=True)
-        )
-        return [TaskView.of(task) for task in tasks]
 
     async def _read_status(self, task_id: UUID) -> Status:
         statuses = await self._deadline(self._tasks.statuses([task_id]))
@@ -352,10 +294,6 @@ class TaskRoutes:
 
 def _unknown(task_id: UUID) -> Problem:
     return Problem(ProblemType.NOT_FOUND, f"no task {task_id}")
-
-
-def _gone(task_id: UUID) -> Problem:
-    return Problem(ProblemType.GONE, f"task {task_id} was made with this key, and has been pruned")
 
 
 def _not_replayable(task: Task) -> Problem:
