@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, runtime
 import structlog
 
 from storage.backoff import backoff_seconds
+from storage.cancellation import cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,7 +163,7 @@ class Flow(Generic[T, Out]):
         try:
             await self.source.quiesce()
         except (Exception, asyncio.CancelledError) as error:
-            if _cancelled():
+            if cancelled():
                 raise
             # What is under way is still carried to its end; what the source holds is its origin's again.
             log.warning("intake not stopped", source=_name(self.source), error=_text(error))
@@ -174,7 +175,7 @@ class Flow(Generic[T, Out]):
             try:
                 return await self.source.pull()
             except (Exception, asyncio.CancelledError) as error:
-                if _cancelled():
+                if cancelled():
                     raise
                 log.warning("source failed, asking again", source=_name(self.source), error=_text(error))
             await unless(stop, asyncio.sleep(next(delays_seconds)))
@@ -188,7 +189,7 @@ class Flow(Generic[T, Out]):
             for step in self.steps:
                 item = await step(item)
         except (Exception, asyncio.CancelledError) as error:
-            if _cancelled():
+            if cancelled():
                 raise
             # Broken plumbing or a bug: the origin still has the item.
             failure = error
@@ -196,7 +197,7 @@ class Flow(Generic[T, Out]):
         try:
             await asyncio.shield(parcel.settle(failure))
         except (Exception, asyncio.CancelledError):
-            if _cancelled():
+            if cancelled():
                 raise
             log.exception("not settled; it will come again", source=_name(self.source))
 
@@ -216,12 +217,6 @@ async def unless(stop: asyncio.Event, waiting: Coroutine[Any, Any, object]) -> N
             task.cancel()
     for task in done:
         task.result()
-
-
-def _cancelled() -> bool:
-    """Tell a cancellation of this task from a CancelledError that drivers throw at whom they let down."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _name(thing: object) -> str:

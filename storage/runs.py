@@ -19,7 +19,7 @@ from storage.model import (
     Run,
     Status,
 )
-from storage.transitions import ENDED, ENDING
+from storage.transitions import ENDED, ENDING, ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -152,13 +152,13 @@ class PostgresRuns:
 
     async def record(self, verdicts: Sequence[Verdict]) -> list[Recorded]:
         """Write verdicts with everything that follows from them; a stale dispatch changes nothing."""
-        statuses = _statuses(await self._database.fetch(_RECORD, _transposed(map(_ending, verdicts))))
+        statuses = ended(await self._database.fetch(_RECORD, _transposed(map(_ending, verdicts))))
         self._wake(set(statuses.values()))
         unmoved = [verdict for verdict in verdicts if verdict.run.reference not in statuses]
         if unmoved:
             # By another statement: the first may have ended while this one waited for its rows.
             rows = await self._database.fetch(_RECORDED_BEFORE, _transposed(map(_trace, unmoved)))
-            statuses |= _statuses(rows)
+            statuses |= ended(rows)
         return [Recorded(statuses.get(verdict.run.reference)) for verdict in verdicts]
 
     async def hand_back(self, references: Sequence[Reference], delay_seconds: float) -> None:
@@ -192,10 +192,6 @@ def _columns(references: Sequence[Reference]) -> list[list[object]]:
 
 def _transposed(rows: Iterable[tuple[object, ...]]) -> list[list[object]]:
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _statuses(moved: list[Row]) -> dict[Reference, Status]:
-    return {Reference(UUID(task_id), dispatch): Status(status) for task_id, dispatch, status in moved}
 
 
 def _run(row: Row) -> Run:

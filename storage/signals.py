@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import psqlpy
 import structlog
 
+from storage.cancellation import cancelled
 from storage.channels import DONE, OUTBOX
 from storage.database import connection_options
 from storage.errors import StorageError
@@ -89,7 +90,6 @@ class PostgresSignals:
             await asyncio.wait({listening})
 
     async def _listen(self, channel: str, wakeup: Wakeup) -> None:
-        listening = asyncio.current_task()
         while True:
             try:
                 await self._listen_once(channel, wakeup)
@@ -97,7 +97,7 @@ class PostgresSignals:
                 raise
             except BaseException as error:
                 # The driver panics as a BaseException and throws CancelledError at whom it lets down.
-                if listening is None or listening.cancelling():
+                if cancelled():
                     raise
                 log.debug("listener lost", channel=channel, error=f"{type(error).__name__}: {error}")
             await asyncio.sleep(RECONNECT_SECONDS)

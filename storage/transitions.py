@@ -14,6 +14,18 @@ ENDING goes behind a CTE `ending` that has locked its tasks, in order of id, and
 A cancellation that was asked overrides every end but COMPLETED.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from storage.model import Reference, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from storage.database import Row
+
 ENDING = """
 , moved AS (
     UPDATE tasks t SET
@@ -59,3 +71,8 @@ REPLAYED = """status = 0, dispatch = t.dispatch + 1, replay = t.replay + 1, atte
 
 ENDED = "SELECT id, dispatch - CASE WHEN status = 1 THEN 1 ELSE 0 END, status FROM moved"
 """Goes behind ENDING: each task that moved, the dispatch that ended, and the status it led to."""
+
+
+def ended(rows: Iterable[Row]) -> dict[Reference, Status]:
+    """Read the rows of ENDED: what became of each run."""
+    return {Reference(UUID(task_id), dispatch): Status(status) for task_id, dispatch, status in rows}

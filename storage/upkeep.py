@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from storage.channels import DONE, OUTBOX
-from storage.model import Backlog, Due, Priority, Reference, Rescued, Status
-from storage.transitions import ENDED, ENDING
+from storage.model import Backlog, Due, Priority, Rescued
+from storage.transitions import ENDED, ENDING, ended
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -148,7 +147,7 @@ class PostgresUpkeep:
     async def rescue(self, most: int, lease_seconds: float) -> list[Rescued]:
         """Dispatch again the runs of dead or missing workers, and hung ones."""
         moved = await self._database.fetch(_RESCUE, [most, lease_seconds, MOST_LOSSES])
-        rescued = [Rescued(Reference(UUID(row[0]), row[1]), Status(row[2])) for row in moved]
+        rescued = [Rescued(reference, status) for reference, status in ended(moved).items()]
         if rescued:
             self._signals.notify(OUTBOX)
         if any(run.status.terminal for run in rescued):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from pipeline.handlers.children import InChild
 from pipeline.handlers.definition import Mode
 from pipeline.handlers.errors import NotStarted, tell
+from storage.cancellation import cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +49,7 @@ class OnLoop:
         except (Exception, KeyboardInterrupt, GeneratorExit):
             raise
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if cancelled():
                 raise
             raise _escaped(error) from error
         except BaseException as error:

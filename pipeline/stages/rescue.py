@@ -35,7 +35,6 @@ class Rescue(Stage[None, None]):
         self._lease_seconds = lease_seconds
         self._clock = clock or MonotonicClock()
         self._trusted_from = self._clock.now() + lease_seconds
-        self._asked_at: float | None = None
 
     async def __call__(self, _tick: None) -> None:
         """Run one round; raises what the database raised."""

@@ -17,6 +17,7 @@ from pipeline.handlers import load
 from pipeline.testing import ManualClock, MemoryLedger
 from storage.model import Reference
 from tests.support.builders import dead, done
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -170,24 +171,59 @@ async def gateway(
         yield Gateway(app, hands, client)
 
 
-@asynccontextmanager
-async def listening(
-    ledger: Hands | None = None, handlers: Handlers | None = None, **settings: Any
-) -> AsyncIterator[str]:
-    """Open a gateway on a port of the loopback; its URL.
+class Served(NamedTuple):
+    """A gateway that listens."""
 
-    Nothing runs tasks, so who waits for one is answered at once.
-    """
-    app = create_app(ledger or Hands(), handlers or load([]), GatewaySettings(**settings))
-    app.state.waiting.release()
+    app: Litestar
+    ledger: Hands
+    url: str
+    stop: asyncio.Event
+    serving: asyncio.Task[None]
+
+    async def exchange(self, *parts: bytes) -> bytes:
+        """Send raw bytes, part by part, and read until the server closes."""
+        reader, writer = await self.open()
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(5.0):
+                return await reader.read()
+        finally:
+            writer.close()
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", int(self.url.rpartition(":")[2]))
+
+
+@asynccontextmanager
+async def served(
+    ledger: Hands | None = None, grace_seconds: float = 5.0, **settings: Any
+) -> AsyncIterator[Served]:
+    """Open a gateway on a port of the loopback, through the very server of the role."""
+    hands = ledger or Hands()
+    app = create_app(hands, load([]), GatewaySettings(**settings))
     stop = asyncio.Event()
-    up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(serve(app, "127.0.0.1", 0, stop, 5.0, up.set_result))
+    urls: list[str] = []
+    serving = asyncio.create_task(serve(app, "127.0.0.1", 0, stop, grace_seconds, urls.append))
+    await eventually(lambda: urls or serving.done())
     try:
-        yield await up
+        yield Served(app, hands, urls[0], stop, serving)
     finally:
         stop.set()
         await serving
+
+
+@asynccontextmanager
+async def listening(ledger: Hands | None = None, **settings: Any) -> AsyncIterator[str]:
+    """Open a gateway likewise; its URL.
+
+    Nothing runs tasks, so who waits for one is answered at once.
+    """
+    async with served(ledger, **settings) as gateway:
+        gateway.app.state.waiting.release()
+        yield gateway.url
 
 
 @asynccontextmanager

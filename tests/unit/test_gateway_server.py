@@ -6,8 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -19,60 +18,16 @@ from gateway.settings import GatewaySettings
 from pipeline.handlers import load
 from pipeline.http_server import PortTaken, listen
 from storage.errors import Unavailable
-from tests.support.gateway import TASKS, Broken, Hands
+from tests.support.gateway import TASKS, Broken, Hands, served
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from litestar import Litestar
-
     from gateway.wire import BoundedHttp
+    from tests.support.gateway import Served
 
 PROBLEM = b"content-type: application/problem+json"
-
-
-class Served(NamedTuple):
-    """A gateway that listens."""
-
-    app: Litestar
-    ledger: Hands
-    url: str
-    stop: asyncio.Event
-    serving: asyncio.Task[None]
-
-    async def exchange(self, *parts: bytes) -> bytes:
-        """Send raw bytes, part by part, and read until the server closes."""
-        reader, writer = await self.open()
-        for part in parts:
-            writer.write(part)
-            await writer.drain()
-            await asyncio.sleep(0)
-        try:
-            async with asyncio.timeout(5.0):
-                return await reader.read()
-        finally:
-            writer.close()
-
-    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", int(self.url.rpartition(":")[2]))
-
-
-@asynccontextmanager
-async def served(
-    ledger: Hands | None = None, grace_seconds: float = 5.0, **settings: Any
-) -> AsyncIterator[Served]:
-    hands = ledger or Hands()
-    app = create_app(hands, load([]), GatewaySettings(**settings))
-    stop = asyncio.Event()
-    urls: list[str] = []
-    serving = asyncio.create_task(serve(app, "127.0.0.1", 0, stop, grace_seconds, urls.append))
-    await eventually(lambda: urls or serving.done())
-    try:
-        yield Served(app, hands, urls[0], stop, serving)
-    finally:
-        stop.set()
-        await serving
 
 
 def post(body: bytes, *headers: bytes) -> bytes:

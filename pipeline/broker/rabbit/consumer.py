@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from pipeline.broker import BrokerUnavailable, QueueMismatch
-from pipeline.broker.rabbit.link import CLOSE_SECONDS, CONNECT_SECONDS, calling, pauses_seconds
+from pipeline.broker.rabbit.link import CLOSE_SECONDS, CONNECT_SECONDS, calling, end, pauses_seconds
 from pipeline.broker.rabbit.queues import depth
 from pipeline.broker.rabbit.session import Session
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-CANCEL_AGAIN_SECONDS = 0.2
 LOOKS_BEFORE_ANEW = 2
 """How often in a row messages must be ready and none delivered: once may be a matter of timing."""
 
@@ -64,10 +63,7 @@ class RabbitSubscription:
 
     async def cancel(self) -> None:
         """Stop deliveries; those already made can still be settled."""
-        while not self._keeper.done():
-            # More than once: aiormq may swallow a cancellation that meets the answer it waits for.
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper}, timeout=CANCEL_AGAIN_SECONDS)
+        await end(self._keeper)
         session = self._session
         if session is not None and session.consumer_tag is not None:
             with suppress(BrokerUnavailable):

@@ -13,6 +13,7 @@ from aiormq.exceptions import AMQPError
 from pipeline.broker import BrokerUnavailable
 from pipeline.broker.rabbit.transport import AbortableConnection
 from storage.backoff import backoff_seconds
+from storage.cancellation import cancelled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -26,6 +27,7 @@ log = structlog.get_logger()
 HEARTBEAT_SECONDS = 30
 CONNECT_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
+CANCEL_AGAIN_SECONDS = 0.2
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 5.0
 BLOCKED_POLL_SECONDS = 0.5
@@ -37,10 +39,11 @@ def pauses_seconds() -> Iterator[float]:
     return backoff_seconds(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
 
 
-def cancelled() -> bool:
-    """Tell a cancellation of this task from the CancelledError that aiormq hands to whom it rejects."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+async def end(keeper: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended: aiormq may swallow a cancellation that meets an awaited answer."""
+    while not keeper.done():
+        keeper.cancel()
+        await asyncio.wait({keeper}, timeout=CANCEL_AGAIN_SECONDS)
 
 
 @asynccontextmanager
@@ -154,8 +157,9 @@ class Link:
         """Close for good, within a few seconds whatever the broker does."""
         self._closed = True
         if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper}, timeout=CLOSE_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await end(self._keeper)
         if self._shutting:
             await asyncio.wait(self._shutting, timeout=2 * CLOSE_SECONDS)
 

@@ -42,7 +42,7 @@ class MemoryUpkeep:
         rescued = []
         for row in [*lost, *hung][:most]:
             reference = row.reference
-            (self._end_lost if row in lost else self._end_hung)(row)
+            (self._end_lost if self._lost(row) else self._end_hung)(row)
             rescued.append(Rescued(reference, row.status))
         return rescued
 
