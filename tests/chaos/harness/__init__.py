@@ -1,0 +1,1 @@
+"""The whole service under faults drawn from a seed, its history, and the check of what was promised."""
