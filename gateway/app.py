@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from litestar import Litestar
 from litestar.middleware import DefineMiddleware
 
+from gateway.admission import Admission
 from gateway.auth import Doorkeeper
 from gateway.batches import BatchRoutes
 from gateway.calls import options
@@ -25,6 +26,7 @@ from gateway.payloads import Acceptance
 from gateway.problems import answer
 from gateway.tasks import TaskRoutes
 from gateway.waiting import Waiting
+from pipeline.clock import MonotonicClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -32,16 +34,18 @@ if TYPE_CHECKING:
 
     from gateway.settings import GatewaySettings
     from pipeline.handlers import Handler
+    from pipeline.monitoring import Metrics
     from pipeline.ports import Ledger
 
 
 def create_app(
-    ledger: Ledger, handlers: Mapping[str, Handler[..., Any]], settings: GatewaySettings
+    ledger: Ledger, handlers: Mapping[str, Handler[..., Any]], settings: GatewaySettings, metrics: Metrics
 ) -> Litestar:
     """Wire the gateway. `app.state` has its `intake` and its `waiting` room, for whoever stops it."""
     deadline = Deadline(settings.request_timeout_seconds)
     ids = Ids()
-    intake = Intake(ledger.submissions)
+    admission = Admission(ledger.submissions, settings.max_waiting_tasks, MonotonicClock(), metrics)
+    intake = Intake(ledger.submissions, admission)
     waiting = Waiting(ledger.tasks, ledger.signals, deadline)
     acceptance = Acceptance(handlers, ids, settings)
     # Bare handlers, no Router: Litestar deep-copies a Router with all that its handlers hold.

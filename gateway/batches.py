@@ -55,7 +55,13 @@ SUBMIT_BATCH = Call(
             {"Idempotency-Replayed": REPLAYED},
         ),
     ),
-    problems=(*LEDGER, ProblemType.GONE, ProblemType.KEY_REUSED, ProblemType.OVERLOADED),
+    problems=(
+        *LEDGER,
+        ProblemType.GONE,
+        ProblemType.KEY_REUSED,
+        ProblemType.BACKLOG_FULL,
+        ProblemType.OVERLOADED,
+    ),
 )
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
+from gateway.admission import backlog_full
 from gateway.deadline import Late
 from gateway.problems import FieldError, Problem, ProblemType, invalid, problem_of
 from gateway.views import BatchView, DeadLetterView, KindView, OutboxView, Page, StatusView, TaskView
@@ -139,6 +140,7 @@ PROBLEMS = {
                 )
             ],
         ),
+        backlog_full(Priority.LOW, 500_000, 1_000_000),
         Problem(ProblemType.HEAD_TOO_LARGE, "allowed: up to 16384 bytes"),
         Problem(ProblemType.CLIENT_GONE, "nobody waits for the answer any more"),
         *map(

@@ -17,6 +17,7 @@ from storage.model import Accepted, KeyReused, Submission
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from gateway.admission import Admission
     from pipeline.ports import Submissions
 
 log = structlog.get_logger()
@@ -24,19 +25,23 @@ log = structlog.get_logger()
 Batch = Sequence[Submission]
 Answer = Accepted | KeyReused
 Answers = Sequence[Answer] | LockTimeout
+Known = Sequence[Answer | None]
 
 
 class Intake:
     """Two lanes of GroupCommit: requests with an idempotency key must not hold up those without.
 
     Two groups with keys in opposite order would also deadlock; within the one keyed lane of a process,
-    groups follow one another, and the ledger sorts each.
+    groups follow one another, and the ledger sorts each. A third lane reads: what the backlog leaves no room
+    for may be the repeat of a request that was accepted.
     """
 
-    def __init__(self, submissions: Submissions) -> None:
+    def __init__(self, submissions: Submissions, admission: Admission) -> None:
         self._submissions = submissions
+        self._admission = admission
         self._plain: GroupCommit[Batch, Answers] = GroupCommit(self._write)
         self._keyed: GroupCommit[Batch, Answers] = GroupCommit(self._write_keyed)
+        self._repeated: GroupCommit[Batch, Known] = GroupCommit(self._find_repeated)
 
     @property
     def waiting(self) -> int:
@@ -53,6 +58,8 @@ class Intake:
 
     async def submit_batch(self, batch: Batch) -> list[Accepted]:
         """Return, and raise, likewise for the tasks of one request, of which all are written or none."""
+        if not await self._admission.admits(batch):
+            return await self._answer_repeat(batch)
         lane = self._plain if batch[0].key is None else self._keyed
         answers = await lane.add(batch, sum(len(each.payload) for each in batch), len(batch))
         if isinstance(answers, LockTimeout):
@@ -63,7 +70,19 @@ class Intake:
         """Take nothing on any more; let what waits become durable within the grace."""
         if self.waiting:
             log.info("flushing", submissions=self.waiting)
-        await asyncio.gather(self._plain.close(grace_seconds), self._keyed.close(grace_seconds))
+        lanes = (self._plain, self._keyed, self._repeated)
+        await asyncio.gather(*(lane.close(grace_seconds) for lane in lanes))
+
+    async def _answer_repeat(self, batch: Batch) -> list[Accepted]:
+        known: Known = [] if batch[0].key is None else await self._repeated.add(batch, rows=len(batch))
+        answers = [answer for answer in known if answer is not None]
+        if not answers:
+            raise self._admission.refuse(batch)
+        return [_accepted(answer) for answer in answers]
+
+    async def _find_repeated(self, group: Sequence[Batch]) -> Sequence[Known]:
+        answers = iter(await self._submissions.repeated([each for batch in group for each in batch]))
+        return [list(islice(answers, len(batch))) for batch in group]
 
     async def _write(self, group: Sequence[Batch]) -> Sequence[Answers]:
         answers = iter(await self._submissions.submit([each for batch in group for each in batch]))

@@ -32,8 +32,9 @@ Hand a task over, and ask at any time where it is. A 201 means that it is durabl
 
 Every error is `application/problem+json` (RFC 9457). `type` names it for programs; `errors` names each field,
 parameter or header that does not fit, and what is allowed there. A 503 may be repeated, and a 409 `busy`:
-a `POST` of tasks with the same `Idempotency-Key`, for the first one may have been carried out. Any other path
-answers 404 `no-such-path`, any other method 405 `method-not-allowed`.
+a `POST` of tasks with the same `Idempotency-Key`, for the first one may have been carried out. A 429 changes
+nothing: repeat it after `Retry-After`. Any other path answers 404 `no-such-path`, any other method 405
+`method-not-allowed`.
 """
 TAGS = {
     "Tasks": "Hand over, look up, wait, cancel, replay.",

@@ -65,6 +65,7 @@ class ProblemType(Enum):
     UNKNOWN_KIND = ("unknown-kind", 422, "No handler serves this kind")
     KEY_REUSED = ("key-reused", 422, "The Idempotency-Key belongs to another request")
     NOT_STORABLE = ("not-storable", 422, "The database refuses this data")
+    BACKLOG_FULL = ("backlog-full", 429, "Too many tasks wait already", 20)
     HEAD_TOO_LARGE = ("head-too-large", 431, "The request line and headers are too large")
     CLIENT_GONE = ("client-gone", 499, "The client has gone")
     INTERNAL = ("internal", 500, "The gateway failed")
@@ -104,14 +105,16 @@ class Problem(Exception):
         detail: str,
         errors: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
+        retry_after_seconds: int | None = None,
     ) -> None:
         super().__init__(detail)
         self.type = problem_type
         self.detail = detail
         self.errors = tuple(errors)
         self.headers = dict(headers or {})
-        if problem_type.retry_after_seconds is not None:
-            self.headers["retry-after"] = str(problem_type.retry_after_seconds)
+        seconds = retry_after_seconds or problem_type.retry_after_seconds
+        if seconds is not None:
+            self.headers["retry-after"] = str(seconds)
 
 
 class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):

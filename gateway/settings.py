@@ -11,13 +11,14 @@ if TYPE_CHECKING:
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Who may call, how long a call may take, and what a task gets that names no policy of its own."""
+    """Who may call, how long it may take, how much may wait, what a task gets that names no policy itself."""
 
     api_tokens: tuple[str, ...] = ()
     allow_anonymous: bool = False
     request_timeout_seconds: float = 10.0
     max_retries: int = 3
     task_timeout_seconds: float = 300.0
+    max_waiting_tasks: int = 1_000_000
 
     @classmethod
     def from_settings(cls, settings: Settings) -> GatewaySettings:
@@ -28,6 +29,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
             request_timeout_seconds=settings.request_timeout_seconds,
             max_retries=settings.max_retries,
             task_timeout_seconds=settings.task_timeout_seconds,
+            max_waiting_tasks=settings.max_waiting_tasks,
         )
 
     def __repr__(self) -> str:

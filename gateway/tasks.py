@@ -73,6 +73,7 @@ SUBMIT = Call(
         ProblemType.GONE,
         ProblemType.UNKNOWN_KIND,
         ProblemType.KEY_REUSED,
+        ProblemType.BACKLOG_FULL,
         ProblemType.OVERLOADED,
     ),
 )

@@ -48,6 +48,12 @@ class Submissions(Protocol):
         the group is being written by another transaction).
         """
 
+    async def repeated(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused | None]:
+        """Answer a group as far as its keys were written before, None for what is new; writes nothing."""
+
+    async def waiting(self, most: int) -> int:
+        """Count the tasks that wait for a worker, due in the outbox or at the broker, up to `most`."""
+
 
 class Tasks(Protocol):
     """Tasks as clients and operators see and move them."""

@@ -150,7 +150,9 @@ class Process:
         """Serve HTTP. The gateway is found by name: it imports the pipeline, never the other way round."""
         settings = self._settings
         gateway_settings = import_module("gateway.settings").GatewaySettings.from_settings(settings)
-        app = import_module("gateway.app").create_app(self._ports.ledger, self._handlers, gateway_settings)
+        app = import_module("gateway.app").create_app(
+            self._ports.ledger, self._handlers, gateway_settings, self._ports.metrics
+        )
         server = import_module("gateway.server")
         await server.serve(app, settings.host, settings.port, self._stop, self._grace_seconds, self._announce)
 

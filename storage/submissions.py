@@ -67,6 +67,18 @@ LEFT JOIN tasks t ON t.id = g.id
 LEFT JOIN idempotency_keys k ON k.tenant = g.tenant AND k.key = g.key
 """
 
+# Row by row in the order of the indexes, so that the count ends after `most` entries of them.
+_WAITING = """
+SELECT count(*)::int FROM (
+    SELECT FROM queues q CROSS JOIN LATERAL (
+        (SELECT FROM outbox o WHERE o.status = 0 AND o.priority = q.priority AND o.available_at <= now()
+         ORDER BY o.available_at LIMIT $1)
+        UNION ALL
+        (SELECT FROM tasks t WHERE t.status = 1 AND t.priority = q.priority AND t.queued_at <= now()
+         ORDER BY t.queued_at LIMIT $1)) each
+    LIMIT $1) waiting
+"""
+
 _tags = msgspec.json.Encoder()
 
 
@@ -89,21 +101,32 @@ class PostgresSubmissions:
             (task_id := UUID(text)): Accepted(task_id, created_at=created_at) for text in made
         }
         missing = [submission for submission in submissions if submission.id not in answers]
-        answers |= await self._look_up(missing)
+        for submission, answer in zip(missing, await self.repeated(missing), strict=True):
+            if answer is None:
+                # The key was in the way a moment ago and has been pruned since: the group is written again.
+                raise Unavailable("an idempotency key expired while it was being looked up")
+            answers[submission.id] = answer
         return [answers[submission.id] for submission in submissions]
 
-    async def _look_up(self, missing: list[Submission]) -> dict[UUID, Accepted | KeyReused]:
+    async def waiting(self, most: int) -> int:
+        """Count the tasks that are due in the outbox or at the broker, up to `most`."""
+        [(waiting,)] = await self._database.fetch(_WAITING, [most])
+        return int(waiting)
+
+    async def repeated(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused | None]:
+        """Look up what was written before, under the same id or the same key."""
         rows = await self._database.fetch(
             _LOOK_UP,
             [
-                [submission.id for submission in missing],
-                [submission.tenant for submission in missing],
-                [submission.key for submission in missing],
-                [submission.fingerprint for submission in missing],
-                _requests(missing),
+                [submission.id for submission in submissions],
+                [submission.tenant for submission in submissions],
+                [submission.key for submission in submissions],
+                [submission.fingerprint for submission in submissions],
+                _requests(submissions),
             ],
         )
-        return {UUID(row[0]): _judge(*row) for row in rows}
+        found = {UUID(row[0]): _judge(*row) for row in rows}
+        return [found[submission.id] for submission in submissions]
 
 
 def _judge(
@@ -112,12 +135,11 @@ def _judge(
     first_id: str | None,
     same_fingerprint: bool | None,
     first_created_at: datetime | None,
-) -> Accepted | KeyReused:
+) -> Accepted | KeyReused | None:
     if own_created_at is not None:
         return Accepted(UUID(own_id), created_at=own_created_at)
     if first_id is None:
-        # The key was in the way a moment ago and has been pruned since: the group is written again.
-        raise Unavailable("an idempotency key expired while it was being looked up")
+        return None
     if same_fingerprint:
         return Accepted(UUID(first_id), replayed=True, created_at=first_created_at)
     return KeyReused(UUID(first_id))

@@ -154,6 +154,11 @@ class Client:
         )
         if response.is_server_error:
             raise ReplyLost(message)
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            later = response.headers.get("retry-after", "some")
+            raise Failure(
+                f"{message}\nNothing was handed over; repeat it in {later} seconds.", ExitCode.UNANSWERED
+            )
         raise Failure(message)
 
 

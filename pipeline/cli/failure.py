@@ -12,7 +12,7 @@ class ExitCode(enum.IntEnum):
     FAILED = 1  # the task ended FAILED or CANCELLED; the service could not start
     WRONG = 2  # arguments or settings that cannot be used, or a request that the API refuses
     RUNNING = 3  # the task had not ended when the time was up
-    UNANSWERED = 4  # nobody answers, or an answer says that the service is in trouble
+    UNANSWERED = 4  # nobody answers, or an answer says that the service is in trouble or full: repeat
 
 
 class Failure(Exception):

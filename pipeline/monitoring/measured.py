@@ -63,6 +63,8 @@ class MeasuredSubmissions:
     def __init__(self, submissions: Submissions, metrics: Metrics) -> None:
         self._submissions = submissions
         self._metrics = metrics
+        self.repeated = submissions.repeated
+        self.waiting = submissions.waiting
 
     async def submit(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused]:
         """Submit a group."""

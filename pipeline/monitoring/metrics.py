@@ -51,6 +51,9 @@ class Metrics:
 
         counter = partial(Counter, registry=of(Role.GATEWAY))
         self.accepted = counter("baton_tasks_accepted", "New tasks that are durable.", ["queue"])
+        self.tasks_refused = counter(
+            "baton_tasks_refused", "New tasks refused because too many wait already.", ["queue"]
+        )
         self.cancel_requests = counter(
             "baton_cancel_requests", "Cancellations asked, by the task's status afterwards.", ["status"]
         )
@@ -103,7 +106,7 @@ class Metrics:
     def _begin_at_zero(self) -> None:
         """Make the series that an alert may wait for: a rate sees no step from nothing to one."""
         for queue in WORK_QUEUES.values():
-            for by_queue in (self.accepted, self.claimed, self.waited, self.resent):
+            for by_queue in (self.accepted, self.tasks_refused, self.claimed, self.waited, self.resent):
                 by_queue.labels(queue)
             for answer in Publication:
                 self.publications.labels(queue, answer.value)

@@ -147,6 +147,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout_seconds: Annotated[
         float, decimal(0.1, 600), "deadline of a gateway's call to the database"
     ] = 10.0
+    max_waiting_tasks: Annotated[
+        int,
+        whole(0, 10_000_000),
+        "waiting tasks at which new ones are refused, LOW at half, MEDIUM at 3/4 of it; 0 is no limit",
+    ] = 1_000_000
     idempotency_ttl_seconds: Annotated[
         int, whole(1, 31_536_000), "how long an Idempotency-Key is remembered"
     ] = 86_400

@@ -106,6 +106,8 @@ CASES: dict[str, tuple[int, Ask]] = {
         4000,
         lambda hands: hands.submissions.submit([submission(key=f"k{n}") for n in range(100)]),
     ),
+    "repeated": (1000, lambda hands: hands.submissions.repeated([submission(key="k") for _ in range(100)])),
+    "waiting": (500, lambda hands: hands.submissions.waiting(100)),
     "get": (50, lambda hands: hands.tasks.get(CALLER, task(1000))),
     "find": (500, find()),
     "find a page": (500, find(before=task(150_000))),
@@ -164,7 +166,7 @@ class Recorder:
 async def statements(ask: Ask) -> list[tuple[str, Sequence[Any]]]:
     recorder = Recorder()
     hands: Any = recorder, None
-    with suppress(KeyError):  # a submission that is not found again
+    with suppress(KeyError, ValueError):  # a submission that is not found again; no number
         await ask(
             SimpleNamespace(
                 submissions=PostgresSubmissions(*hands),

@@ -14,6 +14,7 @@ from gateway.app import create_app
 from gateway.server import serve
 from gateway.settings import GatewaySettings
 from pipeline.handlers import load
+from pipeline.monitoring import Metrics
 from pipeline.testing import ManualClock, MemoryLedger
 from storage.model import Reference
 from tests.support.builders import dead, done
@@ -165,7 +166,7 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     """Open a gateway; `settings` are those of GatewaySettings."""
     hands = ledger or Hands()
-    app = create_app(hands, handlers or load([]), GatewaySettings(**settings))
+    app = create_app(hands, handlers or load([]), GatewaySettings(**settings), Metrics())
     transport = httpx.ASGITransport(app)  # type: ignore[arg-type]  # the same protocol, in stricter types
     async with _running(app), httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield Gateway(app, hands, client)
@@ -203,7 +204,7 @@ async def served(
 ) -> AsyncIterator[Served]:
     """Open a gateway on a port of the loopback, through the very server of the role."""
     hands = ledger or Hands()
-    app = create_app(hands, load([]), GatewaySettings(**settings))
+    app = create_app(hands, load([]), GatewaySettings(**settings), Metrics())
     stop = asyncio.Event()
     urls: list[str] = []
     serving = asyncio.create_task(serve(app, "127.0.0.1", 0, stop, grace_seconds, urls.append))

@@ -112,6 +112,16 @@ class TestFailures:
         assert str(failure) == "The state does not allow this (409): it is COMPLETED"
         assert failure.exit_code == ExitCode.WRONG
 
+    def test_a_full_backlog_says_when_to_repeat(self) -> None:
+        answer = problem(429, title="Too many tasks wait already", detail="500000 do")
+        answer.headers["retry-after"] = "20"
+        failure = failure_of(answer)
+        assert failure.exit_code == ExitCode.UNANSWERED
+        assert not isinstance(failure, ReplyLost)
+        assert str(failure) == (
+            "Too many tasks wait already (429): 500000 do\nNothing was handed over; repeat it in 20 seconds."
+        )
+
     def test_failing_fields_follow_one_a_line(self) -> None:
         errors = [
             {"field": "kind", "message": "is not known", "allowed": ["echo", "sleep"]},

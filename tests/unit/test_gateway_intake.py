@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
+from gateway.admission import Admission
 from gateway.intake import Intake
 from gateway.problems import Problem
+from pipeline.monitoring import Metrics
 from pipeline.testing import ManualClock, MemoryLedger
 from storage.errors import Closed, LockTimeout, OutcomeUnknown, Overloaded, Refused, Unavailable
 from storage.model import Caller, KeyReused
@@ -42,13 +44,24 @@ class Gate:
             raise LockTimeout("a key is being written by another transaction")
         return await self.memory.submissions.submit(submissions)
 
+    async def repeated(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused | None]:
+        return await self.memory.submissions.repeated(submissions)
+
+    async def waiting(self, most: int) -> int:
+        return await self.memory.submissions.waiting(most)
+
     async def kept(self, which: Submission) -> bool:
         return await self.memory.tasks.get(Caller(), which.id) is not None
 
 
+def unlimited(gate: Gate) -> Intake:
+    """An intake that no backlog closes."""
+    return Intake(gate, Admission(gate, 0, ManualClock(), Metrics()))
+
+
 async def test_what_arrives_during_a_write_goes_into_the_next_one_together() -> None:
     gate = Gate()
-    intake = Intake(gate)
+    intake = unlimited(gate)
     async with asyncio.TaskGroup() as group:
         for name in ("a", "b", "c"):
             group.create_task(intake.submit(submission(name=name)))
@@ -64,7 +77,7 @@ async def test_what_arrives_during_a_write_goes_into_the_next_one_together() -> 
 
 async def test_keys_have_a_lane_of_their_own() -> None:
     gate = Gate()
-    intake = Intake(gate)
+    intake = unlimited(gate)
     async with asyncio.TaskGroup() as group:
         group.create_task(intake.submit(submission(key="k")))
         group.create_task(intake.submit(submission(name="plain")))
@@ -78,7 +91,7 @@ async def test_a_locked_key_fails_its_own_request_only() -> None:
     gate = Gate()
     gate.open.set()
     gate.locked = {"guilty"}
-    intake = Intake(gate)
+    intake = unlimited(gate)
     innocent = [submission(key=f"k{number}") for number in range(4)]
     guilty = submission(key="guilty")
 
@@ -95,7 +108,7 @@ async def test_a_batch_is_one_request_among_others() -> None:
     gate = Gate()
     gate.open.set()
     gate.errors = [Refused(group) for group in ("all", "the first", "the others", "the second")]
-    intake = Intake(gate)
+    intake = unlimited(gate)
     one, other, *batch = [submission(name=name) for name in "abcd"]
 
     answers = await asyncio.gather(
@@ -110,7 +123,7 @@ async def test_a_locked_key_of_a_batch_fails_the_batch_only() -> None:
     gate = Gate()
     gate.open.set()
     gate.locked = {"guilty"}
-    intake = Intake(gate)
+    intake = unlimited(gate)
     guilty, innocent = ([submission(key=key) for _ in range(2)] for key in ("guilty", "k"))
     batches = [[first, replace(second, batch=first.id)] for first, second in (guilty, innocent)]
 
@@ -124,7 +137,7 @@ async def test_after_an_unknown_outcome_the_same_group_is_written_again() -> Non
     gate = Gate()
     gate.open.set()
     gate.errors = [OutcomeUnknown("connection closed"), Unavailable("connection refused")]
-    intake = Intake(gate)
+    intake = unlimited(gate)
     mine = submission(key="k")
 
     accepted = await intake.submit(mine)
@@ -137,7 +150,7 @@ async def test_after_an_unknown_outcome_the_same_group_is_written_again() -> Non
 async def test_a_reused_key_is_a_problem() -> None:
     gate = Gate()
     gate.open.set()
-    intake = Intake(gate)
+    intake = unlimited(gate)
     await intake.submit(submission(key="k", fingerprint="a"))
 
     with pytest.raises(Problem, match="another body"):
@@ -146,7 +159,7 @@ async def test_a_reused_key_is_a_problem() -> None:
 
 async def test_who_leaves_does_not_stop_the_write() -> None:
     gate = Gate()
-    intake = Intake(gate)
+    intake = unlimited(gate)
     mine = submission()
     leaving = asyncio.create_task(intake.submit(mine))
     await eventually(lambda: gate.groups)
@@ -160,7 +173,7 @@ async def test_who_leaves_does_not_stop_the_write() -> None:
 
 async def test_closing_writes_what_waits_and_takes_nothing_more() -> None:
     gate = Gate()
-    intake = Intake(gate)
+    intake = unlimited(gate)
     mine = [submission(), submission(), submission(key="k")]
     submitting = [asyncio.create_task(intake.submit(each)) for each in mine]
     await eventually(lambda: intake.waiting == 3)

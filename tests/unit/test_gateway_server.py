@@ -17,6 +17,7 @@ from gateway.server import serve
 from gateway.settings import GatewaySettings
 from pipeline.handlers import load
 from pipeline.http_server import PortTaken, listen
+from pipeline.monitoring import Metrics
 from storage.errors import Unavailable
 from tests.support.gateway import TASKS, Broken, Hands, served
 from tests.support.waiting import eventually
@@ -59,7 +60,7 @@ class TestStart:
                 listen("127.0.0.1", port)
 
     async def test_serving_on_a_taken_port_raises(self) -> None:
-        app = create_app(Hands(), load([]), GatewaySettings())
+        app = create_app(Hands(), load([]), GatewaySettings(), Metrics())
         with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(PortTaken):
             await serve(app, "127.0.0.1", other.getsockname()[1], asyncio.Event(), 1.0, print)
 

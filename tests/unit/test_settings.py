@@ -272,6 +272,8 @@ ACCEPTED: list[tuple[str, str, object]] = [
     *(("ALLOW_ANONYMOUS", text, False) for text in ("false", "False", "no", "NO", "off", "0")),
     ("REQUEST_TIMEOUT_SECONDS", "0.5", 0.5),
     ("REQUEST_TIMEOUT_SECONDS", "600", 600.0),
+    ("MAX_WAITING_TASKS", "0", 0),
+    ("MAX_WAITING_TASKS", "10000000", 10_000_000),
     ("IDEMPOTENCY_TTL_SECONDS", "1", 1),
     ("IDEMPOTENCY_TTL_SECONDS", "31536000", 31_536_000),
     ("RETENTION_SECONDS", "0", 0),
@@ -313,6 +315,7 @@ WHOLE = {
     "OUTBOX_MAX_ATTEMPTS": ("0", "1001"),
     "PORT": ("-1", "65536"),
     "METRICS_PORT": ("-1", "65536"),
+    "MAX_WAITING_TASKS": ("-1", "10000001"),
     "IDEMPOTENCY_TTL_SECONDS": ("0", "31536001"),
     "RETENTION_SECONDS": ("-1", "315360001"),
 }

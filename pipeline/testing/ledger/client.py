@@ -26,15 +26,33 @@ class MemorySubmissions:
         """Write a group; raises Refused for the whole of it where one text cannot be stored."""
         for submission in submissions:
             require_storable(*_texts(submission))
-        requests = [list(request) for _, request in itertools.groupby(submissions, lambda s: s.batch or s.id)]
-        return [answer for request in requests for answer in self._submit(request)]
+        return [answer for request in _requests(submissions) for answer in self._submit(request)]
+
+    async def repeated(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused | None]:
+        """Answer what an earlier request has written under the same key."""
+        answers: list[Accepted | KeyReused | None] = []
+        for request in _requests(submissions):
+            key = self._state.keys.get((request[0].tenant, request[0].key or ""))
+            answers += _by_key(request, key) if key else [None] * len(request)
+        return answers
+
+    async def waiting(self, most: int) -> int:
+        """Count the tasks that are due in the outbox or at the broker, up to `most`."""
+        now = self._state.now()
+        due = sum(
+            row.status is OutboxStatus.WAITING and row.available_at is not None and row.available_at <= now
+            for row in self._state.outbox.values()
+        )
+        queued = sum(
+            row.status is Status.PENDING and row.queued_at is not None and row.queued_at <= now
+            for row in self._state.tasks.values()
+        )
+        return min(due + queued, most)
 
     def _submit(self, request: list[Submission]) -> list[Accepted | KeyReused]:
         key = self._key_of(request)
         if key and key.task_ids[0] != request[0].id:
-            if key.fingerprint != request[0].fingerprint:
-                return [KeyReused(key.task_ids[0])] * len(request)
-            return [Accepted(first, replayed=True, created_at=key.created_at) for first in key.task_ids]
+            return _by_key(request, key)
         return [self._accept(submission) for submission in request]
 
     def _accept(self, submission: Submission) -> Accepted:
@@ -55,6 +73,16 @@ class MemorySubmissions:
         delay_seconds = submission.delay_seconds
         due_at = self._state.now(delay_seconds) if delay_seconds > 0 else submission.run_at
         return TaskRow(asked=submission, created_at=self._state.now(), due_at=due_at)
+
+
+def _requests(submissions: Sequence[Submission]) -> list[list[Submission]]:
+    return [list(request) for _, request in itertools.groupby(submissions, lambda s: s.batch or s.id)]
+
+
+def _by_key(request: list[Submission], key: Key) -> list[Accepted | KeyReused]:
+    if key.fingerprint != request[0].fingerprint:
+        return [KeyReused(key.task_ids[0])] * len(request)
+    return [Accepted(first, replayed=True, created_at=key.created_at) for first in key.task_ids]
 
 
 def _texts(submission: Submission) -> list[str | None]:
