@@ -66,6 +66,7 @@ class Chronicle:
         self.letters: list[tuple[str | None, int | None, str]] = []
         self.keys: dict[str, list[str]] = {}
         self._deliveries = 0
+        self._ended = False
         for by, pid in PIDS.items():
             program = by.partition(".")[0]
             self.events += [
@@ -88,11 +89,13 @@ class Chronicle:
     def move(self, task: str, **fields: Any) -> TaskChange:
         """Change a row of tasks by an UPDATE; what is not named stays as it was."""
         before = self.task(task)
-        fields.setdefault("due_seconds", None)
+        at = self.tick()
+        if before.due_seconds is not None:
+            fields.setdefault("due_seconds", before.due_seconds + before.at - at)
         changed = msgspec.structs.replace(
             before,
             number=len(self.changes) + 1,
-            at=self.tick(),
+            at=at,
             old_status=before.status,
             old_dispatch=before.dispatch,
             **fields,
@@ -242,6 +245,7 @@ class Chronicle:
             "postponements": 0,
             "cancel_requested": False,
             "reason": None,
+            "due_seconds": None,
         } | fields
         self.move(task, **given)
         self.row(task)
@@ -252,7 +256,7 @@ class Chronicle:
             "task_status": Status(change.status).name,
             "dispatch": change.dispatch,
             "replay": change.replay,
-            "began": self.now,
+            "began": self.tick(),
         } | fields
         self.events.append(Seen(at=self.tick(), by="client", task=task, **given))
 
@@ -383,7 +387,7 @@ class Chronicle:
     def lose(self, task: str, **fields: Any) -> None:
         """Declare the worker of a task dead and dispatch the task again."""
         before = self.task(task)
-        self.declare_dead(before.worker or "")
+        self.declare_dead(before.worker or "w-1")
         given: dict[str, Any] = {
             "status": PENDING,
             "dispatch": before.dispatch + 1,
@@ -428,6 +432,7 @@ class Chronicle:
 
     def end(self) -> None:
         """End the run, and with it every process that still lives."""
+        self._ended = True
         self.events.append(LoadEnded(at=self.tick(), by="harness"))
         self.events.append(RunEnded(at=self.tick(), by="harness", at_rest=True))
         gone = {event.pid for event in self.events if isinstance(event, Exited)}
@@ -437,14 +442,14 @@ class Chronicle:
 
     def history(self) -> History:
         """Put it together; what is left at the end follows from the changes."""
-        if not any(isinstance(event, RunEnded) for event in self.events):
+        if not self._ended:
             self.end()
         waiting = {change.row: change for change in self.rows if change.operation != "DELETE"}
         for change in self.rows:
             if change.operation == "DELETE":
                 waiting.pop(change.row, None)
         final: dict[str, Any] = {
-            "tasks": [self._final(task) for task in self.names],
+            "tasks": [] if "tasks" in self.left else [self._final(task) for task in self.names],
             "outbox": [(r.row, r.task, r.dispatch, r.route, r.status) for r in waiting.values()],
             "dead_letters": self.letters,
             "keys": list(self.keys.items()),

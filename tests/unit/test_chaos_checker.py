@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from tests.chaos.harness.checker import accounts, check, report, story
@@ -210,6 +211,7 @@ def done_while_its_worker_drains(run: Chronicle) -> None:
     task = run.post("a", expected="FAILED")
     run.relay(task)
     run.take(task)
+    run.fault("terminate", "worker-1")
     run.complete(task)
     run.exit("worker-1.1")
 
@@ -241,6 +243,19 @@ def test_a_right_history_breaks_nothing(happens: Callable[[Chronicle], None]) ->
     run = Chronicle()
     happens(run)
     assert check(run.history()) == []
+
+
+@pytest.mark.parametrize("happens", RIGHT, ids=lambda happens: happens.__name__)
+def test_whatever_is_missing_can_be_checked_and_reported(happens: Callable[[Chronicle], None]) -> None:
+    run = Chronicle()
+    happens(run)
+    history = run.history()
+    for field in ("events", "tasks", "outbox", "effects"):
+        records = getattr(history, field)
+        for place in range(len(records)):
+            less = msgspec.structs.replace(history, **{field: [*records[:place], *records[place + 1 :]]})
+            assert report(less, check(less))
+            assert accounts(less)
 
 
 def lost_task() -> Chronicle:

@@ -52,11 +52,10 @@ def _load(timeline: Timeline) -> dict[str, Any]:
 
 
 def _expected(timeline: Timeline) -> list[tuple[Any, str]]:
-    named = timeline.named()
     return [
         (task, post.expected[place])
         for task in timeline.final.values()
-        for post, place in named.get(task.name, ())[:1]
+        for post, place in timeline.posts.get(task.name, ())[:1]
     ]
 
 

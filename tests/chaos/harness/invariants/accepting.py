@@ -36,7 +36,7 @@ def accepted_is_durable(timeline: Timeline) -> Iterator[Broken]:
 
 def no_phantom(timeline: Timeline) -> Iterator[Broken]:
     """Every task was posted, and not refused; one name is one task."""
-    posts = timeline.named()
+    posts = timeline.posts
     for name, tasks in grouped(timeline.final.values(), lambda task: task.name).items():
         if name not in posts:
             yield tasks[0].id, f"nobody posted {name!r}"

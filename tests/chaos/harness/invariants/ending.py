@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from tests.chaos.harness.history import FinalTask
     from tests.chaos.harness.invariants.timeline import Broken, Timeline
 
-DRAIN_SECONDS = 30.0
-"""How long after its verdict a worker that was asked to end may still have been at it."""
-
 
 def cancel_is_kept(timeline: Timeline) -> Iterator[Broken]:
     """Who is answered CANCELLED finds it cancelled; a run asked to stop ends COMPLETED or CANCELLED."""
@@ -63,7 +60,7 @@ def dead_letter_has_reason(timeline: Timeline) -> Iterator[Broken]:
 
 def outcome_is_the_expected_one(timeline: Timeline) -> Iterator[Broken]:
     """A task becomes what its work makes of it, unless it was cancelled or its workers died."""
-    posts = timeline.named()
+    posts = timeline.posts
     for task in timeline.final.values():
         if task.status < COMPLETED or task.name not in posts:
             continue
@@ -87,10 +84,10 @@ def _excused(timeline: Timeline, task: FinalTask) -> bool:
 
 
 def _drained(timeline: Timeline, task: FinalTask) -> bool:
+    """Tell whether its worker had been asked to end when it was completed."""
     for change in timeline.changes.get(task.id, ()):
         claim = timeline.claims.get((task.id, change.dispatch))
-        if change.status == COMPLETED and claim is not None and claim.worker in timeline.homes:
-            exited = timeline.homes[claim.worker].exited
-            if exited is not None and exited.wanted and change.at > exited.at - DRAIN_SECONDS:
-                return True
+        home = timeline.homes.get(claim.worker or "") if claim is not None else None
+        if change.status == COMPLETED and home is not None:
+            return change.at > timeline.asked_to_end_at(home)
     return False

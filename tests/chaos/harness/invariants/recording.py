@@ -22,7 +22,7 @@ _RESULT = re.compile(r'\s*{\s*"task":\s*"([^"]+)",\s*"dispatch":\s*(\d+)')
 
 
 def recorded_once(timeline: Timeline) -> Iterator[Broken]:
-    """A task ends once per replay, a run once; answers about one run agree."""
+    """A task ends once per replay, and a run ends once."""
     for task, changes in timeline.changes.items():
         ends = Counter(
             change.replay
@@ -35,11 +35,6 @@ def recorded_once(timeline: Timeline) -> Iterator[Broken]:
     for (task, dispatch), endings in timeline.endings.items():
         if len(endings) > 1:
             yield task, f"the run of dispatch {dispatch} ended {len(endings)} times"
-    for (task, dispatch), verdicts in timeline.verdicts.items():
-        statuses = {status for _, _, status in verdicts if status is not None}
-        if len(statuses) > 1:
-            names = sorted(Status(status).name for status in statuses)
-            yield task, f"verdicts on dispatch {dispatch} were answered {' and '.join(names)}"
 
 
 def no_stale_write(timeline: Timeline) -> Iterator[Broken]:

@@ -15,6 +15,7 @@ from tests.chaos.harness.events import (
     DeclaredDead,
     Event,
     Exited,
+    FaultBegan,
     FaultEnded,
     LoadEnded,
     Recorded,
@@ -74,6 +75,7 @@ class Timeline:
         self.cancels = grouped(self.of(CancelAsked), lambda asked: asked.task)
         self.replays = grouped(self.of(ReplayAsked), lambda asked: (asked.task, asked.dispatch))
         self.seen = grouped(self.of(Seen), lambda seen: seen.task)
+        self._index_posts()
         self._index_runs()
         self._index_workers()
 
@@ -117,6 +119,15 @@ class Timeline:
     def stopped(self) -> bool:
         """Whether the programs were asked to end after the run."""
         return any(exited.at > self.ended_at for exited in self.of(Exited))
+
+    def asked_to_end_at(self, incarnation: Incarnation) -> float:
+        """When a process was asked to end that did so: by a fault of its program, or with all others."""
+        exited = incarnation.exited
+        if exited is None or not exited.wanted:
+            return float("inf")
+        asked = [fault.at for fault in self.of(FaultBegan) if fault.target == exited.program]
+        asked.append(self.ended_at)
+        return max((at for at in asked if incarnation.started_at <= at <= exited.at), default=float("inf"))
 
     def _index_runs(self) -> None:
         self.claims: dict[Ref, TaskChange] = {}
@@ -165,13 +176,12 @@ class Timeline:
         self.homes: dict[str, Incarnation] = {event.worker: by[event.by] for event in heard if event.by in by}
         """The process that is, or was, a worker."""
 
-    def named(self) -> dict[str, list[tuple[Submitted, int]]]:
-        """List the POSTs of each name, and its place in them."""
-        posts: dict[str, list[tuple[Submitted, int]]] = defaultdict(list)
+    def _index_posts(self) -> None:
+        self.posts: dict[str, list[tuple[Submitted, int]]] = defaultdict(list)
+        """The POSTs of each name, and its place in them."""
         for event in self.of(Submitted):
             for place, name in enumerate(event.names):
-                posts[name].append((event, place))
-        return posts
+                self.posts[name].append((event, place))
 
 
 def grouped(values: Iterable[V], key: Callable[[V], K]) -> dict[K, list[V]]:
