@@ -8,12 +8,8 @@ import msgspec
 import pytest
 
 from tests.chaos.harness.checker import accounts, check, report, story
-from tests.support.histories import (
-    CANCELLED,
-    FAILED,
-    PENDING,
-    Chronicle,
-)
+from tests.support.chronicle import Chronicle
+from tests.support.chronicle.pen import CANCELLED, FAILED, PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,84 @@
+"""Tasks end as they must not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.chaos.harness.events import CancelAsked
+from tests.support.breaks.examples import breaks, taken
+from tests.support.chronicle import bend
+
+if TYPE_CHECKING:
+    from tests.support.chronicle import Chronicle
+
+
+@breaks("cancelled_never_starts")
+def started_after_its_cancellation(run: Chronicle) -> None:
+    task = run.post("a")
+    run.relay(task)
+    run.cancel(task)
+    run.effect("start", task)
+
+
+@breaks("cancel_is_kept")
+def answered_cancelled_and_never_was(run: Chronicle) -> None:
+    task = taken(run)
+    run.answer_cancel(task, task_status="CANCELLED")
+    run.complete(task)
+
+
+@breaks("cancel_is_kept")
+def asked_to_stop_and_retried(run: Chronicle) -> None:
+    task = taken(run)
+    run.cancel(task)
+    run.retry(task)
+    run.relay(task)
+    run.take(task)
+    run.complete(task)
+
+
+@breaks("dead_letter_has_reason")
+def failed_without_a_letter(run: Chronicle) -> None:
+    run.fail(taken(run, expected="FAILED"))
+    run.letters.clear()
+
+
+@breaks("dead_letter_has_reason")
+def letter_without_a_reason(run: Chronicle) -> None:
+    task = taken(run, expected="FAILED")
+    run.fail(task)
+    run.letters[:] = [(task, 1, "")]
+
+
+@breaks("dead_letter_has_reason")
+def letter_of_what_never_failed(run: Chronicle) -> None:
+    run.letters.append((run.whole_life(), 1, "error"))
+
+
+@breaks("dead_letter_has_reason")
+def failed_without_a_reason(run: Chronicle) -> None:
+    task = taken(run, expected="FAILED")
+    run.fail(task)
+    bend(run.changes, -1, reason=None)
+
+
+@breaks("outcome_is_the_expected_one")
+def failed_and_should_have_completed(run: Chronicle) -> None:
+    run.fail(taken(run))
+
+
+@breaks("outcome_is_the_expected_one")
+def completed_and_should_have_failed(run: Chronicle) -> None:
+    run.whole_life(expected="FAILED")
+
+
+@breaks("outcome_is_the_expected_one")
+def cancelled_unasked(run: Chronicle) -> None:
+    run.cancel(run.post("a"))
+    run.relay("id-of-a")
+    run.events[:] = [event for event in run.events if not isinstance(event, CancelAsked)]
+
+
+@breaks("outcome_is_the_expected_one")
+def given_up_after_too_few_losses(run: Chronicle) -> None:
+    run.fail(taken(run), reason="kills-worker")
