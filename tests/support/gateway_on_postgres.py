@@ -12,6 +12,7 @@ from gateway.app import create_app
 from gateway.server import serve
 from gateway.settings import GatewaySettings
 from pipeline.handlers import load
+from pipeline.monitoring import Metrics
 from storage.ledger import PostgresLedger
 from tests.support.waiting import eventually
 
@@ -29,7 +30,9 @@ async def gateway_on(address: Address, *, timeout_seconds: float = 10.0) -> Asyn
     """A client of a gateway whose calls, and statements, may take `timeout_seconds`."""
     stop, urls = asyncio.Event(), list[str]()
     async with PostgresLedger(address, timeout_seconds=timeout_seconds) as ledger:
-        app = create_app(ledger, load([]), GatewaySettings(request_timeout_seconds=timeout_seconds))
+        app = create_app(
+            ledger, load([]), GatewaySettings(request_timeout_seconds=timeout_seconds), Metrics()
+        )
         serving = asyncio.create_task(serve(app, "127.0.0.1", 0, stop, 5.0, urls.append))
         await eventually(lambda: urls or serving.done())
         limits = httpx.Limits(max_connections=None)
