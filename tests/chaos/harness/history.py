@@ -1,4 +1,4 @@
-"""The history of a run: its events, each change of the database, the effects, and what was there at the end."""
+"""The history of a run: its events, each change of the database, the effects, and what was at its end."""
 
 from __future__ import annotations
 
