@@ -40,8 +40,9 @@ class RabbitmqNode(RabbitmqServer):
         self._has_erl_call = _own_name_resolves()
         self.vhosts_at_once = 1 if self._has_erl_call else 20
         self._folder = folder
-        self._port, distribution_port, self._epmd_port = _free_ports(3)
-        super().__init__(f"amqp://baton:baton@{HOST}:{self._port}")
+        self.host = HOST
+        self.port, distribution_port, self._epmd_port = _free_ports(3)
+        super().__init__(f"amqp://baton:baton@{HOST}:{self.port}")
         self._name = f"baton@{HOST}"  # an address, since a bare root may not resolve even localhost
         self._cookie = secrets.token_hex(16)
         self._environment = {
@@ -53,7 +54,7 @@ class RabbitmqNode(RabbitmqServer):
             "RABBITMQ_NODENAME": self._name,
             "RABBITMQ_USE_LONGNAME": "true",
             "RABBITMQ_NODE_IP_ADDRESS": HOST,
-            "RABBITMQ_NODE_PORT": str(self._port),
+            "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(distribution_port),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
@@ -67,6 +68,10 @@ class RabbitmqNode(RabbitmqServer):
         }
         self._epmd: subprocess.Popen[bytes] | None = None
         self._broker: subprocess.Popen[bytes] | None = None
+
+    def pids(self) -> list[int]:
+        """List the broker's process; it has children."""
+        return [self._broker.pid] if self._broker else []
 
     def launch(self) -> None:
         """Start the programs without waiting for them; in the main thread, for they die with their thread."""

@@ -86,6 +86,10 @@ class OwnPostgres(PostgresServer):
         super().__init__(home)
         self._embedded = embedded
 
+    def pids(self) -> list[int]:
+        """List the processes of the server."""
+        return self._embedded.processes()
+
     def pause(self) -> None:
         """Stop every process of the server where it stands; connections stay open."""
         for _ in range(2):  # the second round finds what the postmaster forked before it stood still

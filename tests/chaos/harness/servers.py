@@ -1,0 +1,51 @@
+"""The private PostgreSQL and RabbitMQ of a run."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.support.debian import require
+from tests.support.ledgers import address_of, connected
+from tests.support.rabbitmq_node import SCRIPTS, RabbitmqNode
+from tests.support.servers import private_postgres
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.support.servers import OwnPostgres
+
+
+class Servers(NamedTuple):
+    """What the nemesis may break."""
+
+    postgres: OwnPostgres
+    rabbitmq: RabbitmqNode
+
+    async def versions(self) -> dict[str, str]:
+        """Name what is broken."""
+        async with connected(address_of(self.postgres.home)) as database:
+            [(postgres,)] = await database.fetch("SELECT current_setting('server_version')")
+        rabbitmq = await self.rabbitmq.ctl("version")
+        return {"python": platform.python_version(), "postgresql": postgres, "rabbitmq": rabbitmq.strip()}
+
+
+@asynccontextmanager
+async def private_servers(folder: Path) -> AsyncIterator[Servers]:
+    """Start both, and end them afterwards with all they hold; `folder` is made where it is missing."""
+    require("rabbitmq-server", SCRIPTS)
+    node = RabbitmqNode(_made(folder / "rabbitmq"))
+    try:
+        node.launch()
+        async with private_postgres(folder / "postgres") as postgres:
+            await node.ready()
+            yield Servers(postgres, node)
+    finally:
+        node.close()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
