@@ -55,7 +55,8 @@ class Claim(Stage[Wave, Claimed]):
         worker_id = await self._duty.begin()
         runs = await self._claim(wave.references, worker_id)
         # The answer may have taken long: nothing starts before the database is known to count on this worker.
-        if worker_id != await self._duty.begin():
+        # A wave without runs waits for nobody: what it handed back comes again, and would be acked with it.
+        if runs and worker_id != await self._duty.begin():
             # Declared dead meanwhile: the janitor dispatches these again.
             runs = []
         claimed = {run.reference for run in runs}

@@ -119,6 +119,22 @@ async def test_a_claim_answered_late_starts_nothing_before_the_database_has_hear
     assert len((await claiming).runs) == 1
 
 
+async def test_a_wave_of_which_nothing_was_taken_waits_for_nobody() -> None:
+    """What the claim handed back comes again: a message of it that came now would be acked with the wave."""
+    clock = ManualClock()
+    ledger, slots = Faulty(clock), Slots(1)
+    ledger.go.clear()
+    [reference] = await sent(ledger, kind="new.kind")
+    slots.reserve(reference)
+    wave, _ = wave_of([reference])
+    claiming = asyncio.create_task(Claim(ledger.runs, slots, on_duty(clock), ["echo"])(wave))
+    await clock.advance(16)
+    ledger.go.set()
+    await clock.advance(0)
+    assert claiming.done()
+    assert (claiming.result().runs, slots.free) == ([], 1)
+
+
 async def test_a_worker_declared_dead_meanwhile_starts_nothing() -> None:
     clock = ManualClock()
     ledger, slots, duty = Faulty(clock), Slots(1), on_duty(clock)
