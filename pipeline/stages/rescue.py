@@ -23,8 +23,8 @@ MOST_ROWS = 500
 class Rescue(Stage[None, None]):
     """Declares silent workers dead, and dispatches again what dead workers and hung runs held.
 
-    After a statement that failed or took longer than half a lease it declares nobody dead for one lease:
-    a database that stood still makes every worker look silent.
+    After a round that failed, or that took or came longer than half a lease, it declares nobody dead for one
+    lease: a database that stood still makes every worker look silent, and so does a host that slept.
     """
 
     def __init__(
@@ -34,11 +34,14 @@ class Rescue(Stage[None, None]):
         self._workers = workers
         self._lease_seconds = lease_seconds
         self._clock = clock or MonotonicClock()
-        self._trusted_from = self._clock.now() + lease_seconds
+        self._last_round_at = self._clock.now()
+        self._distrust()
 
     async def __call__(self, _tick: None) -> None:
         """Run one round; raises what the database raised."""
         started_at = self._clock.now()
+        if not self._in_time(self._last_round_at):
+            self._distrust()  # this process stood still, and perhaps all others beside it
         try:
             if started_at >= self._trusted_from:
                 dead = await self._workers.declare_dead(self._lease_seconds)
@@ -48,8 +51,13 @@ class Rescue(Stage[None, None]):
         except StorageError:
             self._distrust()
             raise
-        if self._clock.now() - started_at > self._lease_seconds / 2:
+        finally:
+            self._last_round_at = self._clock.now()
+        if not self._in_time(started_at):
             self._distrust()
+
+    def _in_time(self, since: float) -> bool:
+        return self._clock.now() - since <= self._lease_seconds / 2
 
     async def _rescue(self) -> None:
         while rescued := await self._upkeep.rescue(MOST_ROWS, self._lease_seconds):

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 CALLER = Caller()
 LEASE_SECONDS = 30.0
+ROUND_SECONDS = 1.5
+
+
+async def go_on(rescue: Rescue, clock: ManualClock, seconds: float) -> None:
+    """Let a janitor work for that long, round after round; the last one is when the time is over."""
+    until = clock.now() + seconds
+    while (rest_seconds := until - clock.now()) > 0:
+        await clock.advance(min(ROUND_SECONDS, rest_seconds))
+        await rescue(None)
 
 
 class TestRescue:
@@ -33,9 +42,10 @@ class TestRescue:
         rescue = Rescue(ledger.upkeep, ledger.workers, LEASE_SECONDS, clock)
         await ledger.workers.beat(beat(worker_id))
         task = await claimed(ledger, worker_id)
-        await clock.advance(LEASE_SECONDS + 1)
+        await go_on(rescue, clock, LEASE_SECONDS - 1)
+        assert await ledger.outbox.poll(10, 30) == []
         with capture_logs() as logs:
-            await rescue(None)
+            await go_on(rescue, clock, 2)
         [row] = await ledger.outbox.poll(10, 30)
         assert row.reference == Reference(task.task_id, 2)
         told = {"event": "rescued", "task_id": str(task.task_id), "dispatch": 1, "status": "PENDING"}
@@ -76,6 +86,19 @@ class TestRescue:
         await clock.advance(LEASE_SECONDS - 1)
         await rescue(None)
         assert await ledger.workers.beat(beat(worker_id))
+
+    async def test_a_janitor_that_stood_still_itself_declares_nobody_dead_for_a_lease(self) -> None:
+        """Whatever stopped it, a host that slept, say, may have stopped the workers as well."""
+        clock, worker_id = ManualClock(), uuid4()
+        ledger = MemoryLedger(clock)
+        rescue = Rescue(ledger.upkeep, ledger.workers, LEASE_SECONDS, clock)
+        await go_on(rescue, clock, LEASE_SECONDS)
+        await ledger.workers.beat(beat(worker_id))
+        await clock.advance(LEASE_SECONDS + 1)
+        await rescue(None)
+        assert await ledger.workers.beat(beat(worker_id))
+        await go_on(rescue, clock, LEASE_SECONDS + ROUND_SECONDS)
+        assert not await ledger.workers.beat(beat(worker_id))
 
 
 class TestResend:
