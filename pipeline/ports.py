@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from uuid import UUID
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Caller,
         Capacity,
         DeadLetter,
+        Disconnected,
         Heartbeat,
         Holding,
         KeyReused,
@@ -154,6 +155,16 @@ class Workers(Protocol):
 
     async def close(self, worker_id: UUID) -> None:
         """Sign off a worker that holds nothing any more."""
+
+    async def disconnected(self) -> list[Disconnected]:
+        """List workers not yet declared dead of which the connection that brought the last beat has ended.
+
+        That happens at once when a process dies, and now and then to one that lives. After a restart of the
+        database nobody is listed who has not beaten since.
+        """
+
+    async def declare_disconnected_dead(self, disconnected: Collection[Disconnected]) -> list[UUID]:
+        """Declare dead, once, those of them that have not beaten since."""
 
     async def declare_dead(self, lease_seconds: float) -> list[UUID]:
         """Declare dead, once, every worker not seen for a lease."""

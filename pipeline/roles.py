@@ -130,7 +130,7 @@ def janitor(ports: Ports, settings: Settings) -> list[Flow[None, None]]:
     upkeep, workers = ports.ledger.upkeep, ports.ledger.workers
     lease_seconds = settings.worker_lease_seconds
     return [
-        flow(Every(lease_seconds / 6)) | Rescue(upkeep, workers, lease_seconds),
+        flow(Every(rescue_seconds(settings))) | Rescue(upkeep, workers, lease_seconds),
         flow(Every(UPKEEP_ROUND_SECONDS)) | Resend(upkeep, ports.broker, UPKEEP_ROUND_SECONDS),
         flow(Every(PRUNE_ROUND_SECONDS))
         | Prune(upkeep, settings.retention_seconds, settings.idempotency_ttl_seconds),
@@ -142,6 +142,11 @@ def janitor(ports: Ports, settings: Settings) -> list[Flow[None, None]]:
 def beat_seconds(settings: Settings) -> float:
     """Choose how often a worker beats: it sees a cancellation within that time, and a lease holds many."""
     return min(2.0, settings.worker_lease_seconds / 10)
+
+
+def rescue_seconds(settings: Settings) -> float:
+    """Choose how often a janitor looks for the dead: five looks and a dispatch fit into ten seconds."""
+    return min(1.5, settings.worker_lease_seconds / 6)
 
 
 @asynccontextmanager

@@ -307,6 +307,13 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     claimed_through: tuple[datetime | None, datetime | None, datetime | None] = (None, None, None)
 
 
+class Disconnected(NamedTuple):
+    """A worker whose connection to the database has ended, and when its last heartbeat came."""
+
+    worker_id: UUID
+    last_seen: datetime
+
+
 class Holding(NamedTuple):
     """One run that the database counts as a worker's."""
 

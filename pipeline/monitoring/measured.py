@@ -15,7 +15,7 @@ from pipeline.monitoring.metrics import queue_of
 from storage.model import Accepted, Retry, Run, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.stages.execute import Execute, Outcome
     from storage.model import (
         Caller,
+        Disconnected,
         Heartbeat,
         KeyReused,
         OutboxRow,
@@ -206,6 +207,7 @@ class MeasuredWorkers:
         self._metrics = metrics
         self._progress = progress
         self.close = workers.close
+        self.disconnected = workers.disconnected
 
     async def beat(self, beat: Heartbeat) -> bool:
         """Report for duty."""
@@ -214,6 +216,12 @@ class MeasuredWorkers:
         if alive:
             self._progress.heard.happened(sent_at)
         return alive
+
+    async def declare_disconnected_dead(self, disconnected: Collection[Disconnected]) -> list[UUID]:
+        """Declare disconnected workers dead."""
+        dead = await self._workers.declare_disconnected_dead(disconnected)
+        self._metrics.declared_dead.inc(len(dead))
+        return dead
 
     async def declare_dead(self, lease_seconds: float) -> list[UUID]:
         """Declare silent workers dead."""

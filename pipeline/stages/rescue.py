@@ -11,20 +11,28 @@ from pipeline.flow import Stage
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from pipeline.clock import Clock
     from pipeline.ports import Upkeep, Workers
+    from storage.model import Disconnected
 
 log = structlog.get_logger()
 
 MOST_ROWS = 500
 """How many runs one statement moves: it must never hold many locks for long."""
 
+LOOKS_BEFORE_DEATH = 5
+"""In how many rounds running a worker must be found disconnected: one that lives beats within two of them."""
+
 
 class Rescue(Stage[None, None]):
-    """Declares silent workers dead, and dispatches again what dead workers and hung runs held.
+    """Declares workers dead, and dispatches again what dead workers and hung runs held.
 
-    After a round that failed, or that took or came longer than half a lease, it declares nobody dead for one
-    lease: a database that stood still makes every worker look silent, and so does a host that slept.
+    Dead is who was silent for a lease, or, sooner, whose connection to the database has ended and who has
+    not come back in `LOOKS_BEFORE_DEATH` rounds running. Neither is believed of a database that stood still,
+    for that makes every worker look silent: after a round that failed, or that took or came longer than half
+    a lease, looks are counted anew, and silence says nothing for one lease.
     """
 
     def __init__(
@@ -34,6 +42,7 @@ class Rescue(Stage[None, None]):
         self._workers = workers
         self._lease_seconds = lease_seconds
         self._clock = clock or MonotonicClock()
+        self._looks: dict[Disconnected, int] = {}
         self._last_round_at = self._clock.now()
         self._distrust()
 
@@ -43,10 +52,9 @@ class Rescue(Stage[None, None]):
         if not self._in_time(self._last_round_at):
             self._distrust()  # this process stood still, and perhaps all others beside it
         try:
-            if started_at >= self._trusted_from:
-                dead = await self._workers.declare_dead(self._lease_seconds)
-                for worker_id in dead:
-                    log.warning("worker declared dead", worker_id=str(worker_id))
+            disconnected = await self._workers.disconnected()
+            if self._in_time(started_at):
+                await self._declare_dead(disconnected)
             await self._rescue()
         except StorageError:
             self._distrust()
@@ -59,6 +67,14 @@ class Rescue(Stage[None, None]):
     def _in_time(self, since: float) -> bool:
         return self._clock.now() - since <= self._lease_seconds / 2
 
+    async def _declare_dead(self, disconnected: list[Disconnected]) -> None:
+        self._looks = {one: self._looks.get(one, 0) + 1 for one in disconnected}
+        gone = [one for one, looks in self._looks.items() if looks >= LOOKS_BEFORE_DEATH]
+        if gone:
+            _tell(await self._workers.declare_disconnected_dead(gone), "disconnected")
+        if self._clock.now() >= self._trusted_from:
+            _tell(await self._workers.declare_dead(self._lease_seconds), "silent")
+
     async def _rescue(self) -> None:
         while rescued := await self._upkeep.rescue(MOST_ROWS, self._lease_seconds):
             for run in rescued:
@@ -68,4 +84,10 @@ class Rescue(Stage[None, None]):
                 return
 
     def _distrust(self) -> None:
+        self._looks.clear()
         self._trusted_from = self._clock.now() + self._lease_seconds
+
+
+def _tell(dead: list[UUID], why: str) -> None:
+    for worker_id in dead:
+        log.warning("worker declared dead", worker_id=str(worker_id), why=why)

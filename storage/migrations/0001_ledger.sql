@@ -120,6 +120,7 @@ CREATE TABLE workers (
     claimed_through timestamptz[] NOT NULL,
     started_at      timestamptz NOT NULL DEFAULT now(),
     last_seen       timestamptz NOT NULL DEFAULT now(),
+    backend_pid     integer,
     dead_at         timestamptz
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 

@@ -188,7 +188,7 @@ class Service:
 
     async def silence_workers(self) -> None:
         """Spare the test a lease: who lives beats again, who is killed or stopped is declared dead."""
-        await self.database.fetch("UPDATE workers SET last_seen = '-infinity' RETURNING 1")
+        await self.database.fetch("UPDATE workers SET last_seen = 'epoch' RETURNING 1")
 
     def processes(self, role: str) -> list[Process]:
         """List the processes that were started for a role."""

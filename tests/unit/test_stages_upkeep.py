@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
@@ -20,7 +21,7 @@ from tests.support.stages import claimed
 
 if TYPE_CHECKING:
     from pipeline.ports import Upkeep
-    from storage.model import Rescued
+    from storage.model import Disconnected, Rescued
 
 CALLER = Caller()
 LEASE_SECONDS = 30.0
@@ -99,6 +100,79 @@ class TestRescue:
         assert await ledger.workers.beat(beat(worker_id))
         await go_on(rescue, clock, LEASE_SECONDS + ROUND_SECONDS)
         assert not await ledger.workers.beat(beat(worker_id))
+
+
+class TestRescueOfTheDisconnected:
+    """The process of a worker has ended, or so it looks."""
+
+    @pytest.fixture
+    def clock(self) -> ManualClock:
+        return ManualClock()
+
+    @pytest.fixture
+    def ledger(self, clock: ManualClock) -> MemoryLedger:
+        return MemoryLedger(clock)
+
+    @pytest.fixture
+    def rescue(self, ledger: MemoryLedger, clock: ManualClock) -> Rescue:
+        return Rescue(ledger.upkeep, ledger.workers, LEASE_SECONDS, clock)
+
+    async def test_its_runs_are_dispatched_again_long_before_the_lease_is_over(
+        self, rescue: Rescue, ledger: MemoryLedger, clock: ManualClock
+    ) -> None:
+        worker_id, other = uuid4(), uuid4()
+        for each in (worker_id, other):
+            await ledger.workers.beat(beat(each))
+        task = await claimed(ledger, worker_id)
+        ledger.disconnect(worker_id)
+        with capture_logs() as logs:
+            await go_on(rescue, clock, 4 * ROUND_SECONDS)
+            assert await ledger.outbox.poll(10, 30) == []
+            await go_on(rescue, clock, ROUND_SECONDS)
+        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(task.task_id, 2)]
+        told = {"event": "worker declared dead", "worker_id": str(worker_id), "why": "disconnected"}
+        assert [entry for entry in logs if "declared" in entry["event"]] == [{**told, "log_level": "warning"}]
+
+    async def test_a_worker_that_beats_in_between_is_not_declared_dead(
+        self, rescue: Rescue, ledger: MemoryLedger, clock: ManualClock
+    ) -> None:
+        worker_id = uuid4()
+        for _ in range(3):
+            assert await ledger.workers.beat(beat(worker_id))
+            ledger.disconnect(worker_id)
+            await go_on(rescue, clock, 4 * ROUND_SECONDS)
+        assert await ledger.workers.beat(beat(worker_id))
+
+    @pytest.mark.parametrize("fault", ["failed", "stood still", "came late"])
+    async def test_what_was_seen_before_a_fault_does_not_count(
+        self, rescue: Rescue, ledger: MemoryLedger, clock: ManualClock, fault: str
+    ) -> None:
+        worker_id = uuid4()
+        await ledger.workers.beat(beat(worker_id))
+        ledger.disconnect(worker_id)
+        await go_on(rescue, clock, 4 * ROUND_SECONDS)
+        if fault == "came late":
+            await clock.advance(LEASE_SECONDS / 2 + 1)
+        else:
+            await self.faulty_round(rescue, ledger, clock, fault)
+        await go_on(rescue, clock, 4 * ROUND_SECONDS)
+        assert await ledger.workers.beat(beat(worker_id))
+
+    async def faulty_round(
+        self, rescue: Rescue, ledger: MemoryLedger, clock: ManualClock, fault: str
+    ) -> None:
+        original = ledger.workers.disconnected
+
+        async def faulty() -> list[Disconnected]:
+            if fault == "failed":
+                raise Unavailable("away")
+            await clock.advance(LEASE_SECONDS / 2 + 1)
+            return await original()
+
+        ledger.workers.disconnected = faulty  # type: ignore[method-assign]  # the fault
+        with suppress(Unavailable):
+            await rescue(None)
+        ledger.workers.disconnected = original  # type: ignore[method-assign]  # it heals
 
 
 class TestResend:

@@ -17,6 +17,8 @@ from pipeline.testing.ledger.state import State
 from pipeline.testing.ledger.worker import MemoryRuns, MemoryWorkers
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from pipeline.clock import Clock
 
 __all__ = ["MemoryLedger"]
@@ -47,6 +49,10 @@ class MemoryLedger:
     def resume(self, queue: str) -> None:
         """Undo a pause."""
         self._state.paused.discard(queue)
+
+    def disconnect(self, worker_id: UUID) -> None:
+        """End a worker's connection, as the death of its process does, until its next heartbeat."""
+        self._state.workers[worker_id].connected = False
 
     async def ready(self) -> None:
         """Return at once: memory always answers, and has no schema."""

@@ -98,6 +98,7 @@ class WorkerRow(msgspec.Struct):
 
     beat: Heartbeat
     last_seen: datetime
+    connected: bool = True
     dead_at: datetime | None = None
 
 

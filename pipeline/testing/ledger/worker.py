@@ -9,6 +9,7 @@ from pipeline.testing.ledger.state import WAITING, WorkerRow, require_storable
 from storage.model import (
     Cancelled,
     Dead,
+    Disconnected,
     Done,
     Holding,
     Interrupted,
@@ -20,7 +21,7 @@ from storage.model import (
 from storage.runs import DECLARED_DEAD_SECONDS, PAUSED_SECONDS, UNKNOWN_KIND_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
     from uuid import UUID
 
     from pipeline.testing.ledger.state import State, TaskRow
@@ -176,10 +177,25 @@ class MemoryWorkers:
         """Sign off a worker that holds nothing any more."""
         self._state.workers.pop(worker_id, None)
 
+    async def disconnected(self) -> list[Disconnected]:
+        """List workers not yet declared dead of which the connection that brought the last beat has ended."""
+        return [
+            Disconnected(worker_id, row.last_seen)
+            for worker_id, row in self._state.workers.items()
+            if not row.dead_at and not row.connected
+        ]
+
+    async def declare_disconnected_dead(self, disconnected: Collection[Disconnected]) -> list[UUID]:
+        """Declare dead, once, those of them that have not beaten since."""
+        return self._declare_dead(lambda row: (row.beat.worker_id, row.last_seen) in disconnected)
+
     async def declare_dead(self, lease_seconds: float) -> list[UUID]:
         """Declare dead, once, every worker not seen for a lease."""
         oldest = self._state.now(-lease_seconds)
-        late = [row for row in self._state.workers.values() if not row.dead_at and row.last_seen < oldest]
-        for row in late:
+        return self._declare_dead(lambda row: row.last_seen < oldest)
+
+    def _declare_dead(self, is_dead: Callable[[WorkerRow], bool]) -> list[UUID]:
+        dead = [row for row in self._state.workers.values() if not row.dead_at and is_dead(row)]
+        for row in dead:
             row.dead_at = self._state.now()
-        return [row.beat.worker_id for row in late]
+        return [row.beat.worker_id for row in dead]

@@ -16,6 +16,7 @@ from tests.support.ledgers import migrated
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime
+    from uuid import UUID
 
     from pipeline.ports import Ledger
     from tests.support.servers import PostgresServer
@@ -33,6 +34,9 @@ class Backend(Protocol):
     async def advance(self, seconds: float) -> None:
         """Let time pass for all that is in the ledger."""
 
+    async def disconnect(self, worker_id: UUID) -> None:
+        """End the connection over which a worker beat last."""
+
     async def pause(self, queue: str) -> None: ...
 
     async def resume(self, queue: str) -> None: ...
@@ -48,6 +52,9 @@ class MemoryBackend:
 
     async def advance(self, seconds: float) -> None:
         await self._clock.advance(seconds)
+
+    async def disconnect(self, worker_id: UUID) -> None:
+        self.ledger.disconnect(worker_id)
 
     async def pause(self, queue: str) -> None:
         self.ledger.pause(queue)
@@ -85,6 +92,10 @@ class PostgresBackend:
     async def advance(self, seconds: float) -> None:
         for table, columns in await self._database.fetch(_MOMENTS):
             await self._database.fetch(f"UPDATE {table} SET {columns}", [seconds])
+
+    async def disconnect(self, worker_id: UUID) -> None:
+        query = "SELECT pg_terminate_backend(backend_pid, 10000) FROM workers WHERE id = $1"
+        assert await self._database.fetch(query, [worker_id]) == [(True,)]
 
     async def pause(self, queue: str) -> None:
         await self._database.fetch("UPDATE queues SET paused = true WHERE name = $1", [queue])

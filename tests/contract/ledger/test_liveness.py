@@ -57,6 +57,70 @@ async def test_a_worker_that_signed_off_is_not_declared_dead(ledger: Ledger, tim
     assert (await ledger.outbox.capacity())[HIGH].workers == 0
 
 
+async def test_a_worker_whose_connection_has_ended_shows_until_it_beats_again(
+    ledger: Ledger, time: Backend
+) -> None:
+    cut, other = builders.beat(), builders.beat()
+    before = await time.now()
+    for beat in (other, cut):
+        assert await ledger.workers.beat(beat)
+    assert await ledger.workers.disconnected() == []
+
+    await time.disconnect(cut.worker_id)
+    assert await ledger.workers.beat(other)
+
+    [one] = await ledger.workers.disconnected()
+    assert one.worker_id == cut.worker_id
+    assert timedelta() <= one.last_seen - before < CLOSE
+    assert await ledger.workers.disconnected() == [one]
+
+    assert await ledger.workers.beat(cut)
+    assert await ledger.workers.disconnected() == []
+
+
+@pytest.mark.parametrize("how", ["signed off", "declared dead"])
+async def test_a_worker_that_is_gone_anyway_does_not_show_as_disconnected(
+    ledger: Ledger, time: Backend, how: str
+) -> None:
+    beat = builders.beat()
+    await ledger.workers.beat(beat)
+    await time.disconnect(beat.worker_id)
+
+    if how == "signed off":
+        await ledger.workers.close(beat.worker_id)
+    else:
+        await ledger.workers.declare_disconnected_dead(await ledger.workers.disconnected())
+
+    assert await ledger.workers.disconnected() == []
+
+
+async def test_a_disconnected_worker_is_declared_dead_before_its_lease_is_over(
+    ledger: Ledger, walk: Walk, time: Backend
+) -> None:
+    run = await walk.running()
+    await time.disconnect(walk.worker_id)
+    await ledger.workers.beat(builders.beat())
+
+    disconnected = await ledger.workers.disconnected()
+    assert await ledger.workers.declare_disconnected_dead(disconnected) == [walk.worker_id]
+
+    assert await ledger.workers.declare_disconnected_dead(disconnected) == []
+    assert not await ledger.workers.beat(builders.beat(walk.worker_id))
+    assert [rescued.reference for rescued in await ledger.upkeep.rescue(10, LEASE_SECONDS)] == [run.reference]
+
+
+async def test_a_worker_that_has_beaten_since_is_not_declared_dead(ledger: Ledger, time: Backend) -> None:
+    beat = builders.beat()
+    await ledger.workers.beat(beat)
+    await time.disconnect(beat.worker_id)
+    disconnected = await ledger.workers.disconnected()
+    assert disconnected
+    await time.advance(1)
+    await ledger.workers.beat(beat)
+
+    assert await ledger.workers.declare_disconnected_dead(disconnected) == []
+
+
 async def lose(walk: Walk, time: Backend) -> None:
     """Let the walk's worker die, and rescue what it held."""
     await time.advance(LEASE_SECONDS + 5)
