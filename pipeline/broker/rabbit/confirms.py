@@ -64,7 +64,7 @@ class ConfirmChannel:
 
     async def publish(self, messages: Sequence[Message], seconds: float) -> list[Publication]:
         """Send all, wait up to `seconds` for the answers, and give one for each, in order."""
-        sendable = [message for message in messages if _sendable(message)]
+        sendable = [message for message in messages if _unsendable(message) is None]
         confirmations = await self._send(sendable) if sendable else {}
         try:
             if confirmations:
@@ -74,7 +74,7 @@ class ConfirmChannel:
             for message_id, confirmation in confirmations.items():
                 confirmation.cancel()
                 self._channel.message_id_delivery_tag.pop(message_id, None)
-        return [next(answers) if _sendable(message) else Publication.REFUSED for message in messages]
+        return [_unsendable(message) or next(answers) for message in messages]
 
     async def _send(self, messages: Sequence[Message]) -> dict[str, asyncio.Future[Any]]:
         """Hand all frames to aiormq's writer and expect the confirms; one future per message id, in order."""
@@ -118,9 +118,11 @@ class ConfirmChannel:
             confirmation.cancel()
 
 
-def _sendable(message: Message) -> bool:
-    """Keep back what would close the channel, and spoil its neighbours' confirms with it."""
-    return len(message.body) <= LARGEST_BODY_BYTES and len(message.route.encode()) <= LONGEST_ROUTE_BYTES
+def _unsendable(message: Message) -> Publication | None:
+    """Answer at once for what would close the channel, and spoil its neighbours' confirms with it."""
+    if len(message.route.encode()) > LONGEST_ROUTE_BYTES:
+        return Publication.RETURNED  # there can be no queue of that name
+    return Publication.REFUSED if len(message.body) > LARGEST_BODY_BYTES else None
 
 
 def _answer(confirmation: asyncio.Future[Any]) -> Publication:
