@@ -7,231 +7,16 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from tests.chaos.harness.alignment import aligned, missing_seconds
 from tests.chaos.harness.checker import accounts, check, report, story
 from tests.support.chronicle import Chronicle
-from tests.support.chronicle.pen import CANCELLED, FAILED, PENDING
+from tests.support.chronicle.pen import COMPLETED, STEP_SECONDS
+from tests.support.chronicle.right import RIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-def nothing(_run: Chronicle) -> None:
-    """Nobody asked for anything."""
-
-
-def whole_life(run: Chronicle) -> None:
-    run.whole_life()
-
-
-def batch_under_a_key(run: Chronicle) -> None:
-    """A batch whose first answer was lost, and which was posted again."""
-    run.post("a", "b", key="k", outcome="unknown")
-    run.answer_post("a", "b", key="k", repeated=True)
-    for task in ("id-of-a", "id-of-b"):
-        run.relay(task)
-        run.take(task)
-        run.complete(task)
-
-
-def post_that_was_never_written(run: Chronicle) -> None:
-    run.answer_post("a", outcome="unknown")
-    run.answer_post("b", outcome="refused", key="k")
-
-
-def message_overtakes_the_mark(run: Chronicle) -> None:
-    """A worker claims before the relay has deleted the row."""
-    task = run.post("a")
-    row = run.poll(task)
-    run.publish(task, "CONFIRMED")
-    run.take(task)
-    run.settle(task, row)
-    run.complete(task)
-
-
-def retried_and_then_done(run: Chronicle) -> None:
-    task = run.post("a")
-    run.relay(task)
-    run.take(task)
-    run.retry(task, delay_seconds=0.5)
-    run.relay(task)
-    run.take(task)
-    run.complete(task)
-
-
-def postponed_and_interrupted(run: Chronicle) -> None:
-    task = run.post("a")
-    run.relay(task)
-    run.take(task)
-    run.record(task, "Retry", status=PENDING, dispatch=2, postponements=1)
-    run.relay(task)
-    run.take(task)
-    run.record(task, "Interrupted", status=PENDING, dispatch=3)
-    run.relay(task)
-    run.take(task)
-    run.complete(task)
-
-
-def failed_and_replayed(run: Chronicle) -> None:
-    task = run.post("a")
-    run.relay(task)
-    run.take(task)
-    run.fail(task)
-    run.see(task)
-    run.replay(task)
-    run.see(task)
-    run.relay(task)
-    run.take(task)
-    run.complete(task)
-    run.see(task)
-
-
-def worker_frozen_and_rescued(run: Chronicle) -> None:
-    """The old run comes to its end after the new one, and its verdict is refused."""
-    task = run.post("a")
-    run.relay(task)
-    run.take(task)
-    run.fault("freeze", "worker-1")
-    run.lose(task)
-    run.relay(task)
-    run.take(task, "worker-2.1")
-    run.beat("worker-1.1", alive=False)
-    run.effect("end", task, dispatch=1)
-    run.answer_record(task, 1, "Done", None)
-    run.complete(task)
-
-
-def verdict_asked_twice(run: Chronicle) -> None:
-    """The reply to a verdict was lost; the repeat is answered as before, though the task has moved on."""
-    task = run.post("a")
-    run.relay(task)
-    run.take(task)
-    run.retry(task)
-    run.relay(task)
-    run.take(task)
-    run.answer_record(task, 1, "Retry", PENDING)
-    run.complete(task)
-
-
-def cancelled_before_it_starts(run: Chronicle) -> None:
-    """Its message is refused and acked."""
-    task = run.post("a")
-    run.relay(task)
-    run.cancel(task)
-    delivery = run.deliver(task)
-    run.answer_claim(task, taken=False)
-    run.let(delivery)
-    run.answer_cancel(task)
-
-
-def cancelled_while_it_runs(run: Chronicle) -> None:
-    task = run.post("a")
-    run.relay(task)
-    run.take(task)
-    run.cancel(task)
-    run.record(task, "Cancelled", status=CANCELLED)
-
-
-def done_although_asked_to_stop(run: Chronicle) -> None:
-    task = run.post("a", expected="FAILED")
-    run.relay(task)
-    run.take(task)
-    run.cancel(task)
-    run.complete(task)
-
-
-def doubled_message(run: Chronicle) -> None:
-    """A reference that the broker was thought to have lost comes twice."""
-    task = run.post("a")
-    run.relay(task)
-    run.row(task)
-    run.relay(task)
-    first, second = run.deliver(task), run.deliver(task)
-    run.claim(task)
-    run.let(first)
-    run.let(second)
-    third = run.deliver(task)
-    run.let(third)
-    run.effect("start", task)
-    run.complete(task)
-    fourth = run.deliver(task, "worker-2.1")
-    run.answer_claim(task, "worker-2.1", taken=False)
-    run.let(fourth, "worker-2.1")
-
-
-def handed_back_by_the_claim(run: Chronicle) -> None:
-    task = run.post("a")
-    run.relay(task)
-    delivery = run.deliver(task)
-    began = run.now
-    run.tick()
-    run.row(task)
-    run.answer_claim(task, began=began, taken=False)
-    run.let(delivery)
-    run.relay(task)
-    run.take(task)
-    run.complete(task)
-
-
-def returned_and_declared_again(run: Chronicle) -> None:
-    task = run.post("a")
-    row = run.poll(task)
-    run.publish(task, "RETURNED")
-    run.publish(task, "CONFIRMED")
-    run.settle(task, row)
-    run.take(task)
-    run.complete(task)
-
-
-def kills_its_workers(run: Chronicle) -> None:
-    """Four losses to dead workers, and the fifth is the end; the last worker's process is seen to exit."""
-    task = run.post("a")
-    for losses in range(1, 5):
-        run.relay(task)
-        run.take(task)
-        before = run.task(task)
-        run.move(task, worker=None, status=PENDING, dispatch=before.dispatch + 1, losses=losses)
-        run.row(task)
-    run.relay(task)
-    run.take(task)
-    before = run.task(task)
-    run.exit("worker-1.1", -9, wanted=False)
-    run.declare_dead("w-1")
-    run.move(task, worker=None, status=FAILED, losses=5, reason="kills-worker")
-    run.row(task, "tasks.dlq")
-    run.letters.append((task, before.dispatch, "kills-worker"))
-    run.relay(task)
-
-
-def done_while_its_worker_drains(run: Chronicle) -> None:
-    """A handler that ignores being stopped comes to its end before its timeout."""
-    task = run.post("a", expected="FAILED")
-    run.relay(task)
-    run.take(task)
-    run.fault("terminate", "worker-1")
-    run.complete(task)
-    run.exit("worker-1.1")
-
-
-RIGHT = (
-    nothing,
-    whole_life,
-    batch_under_a_key,
-    post_that_was_never_written,
-    message_overtakes_the_mark,
-    retried_and_then_done,
-    postponed_and_interrupted,
-    failed_and_replayed,
-    worker_frozen_and_rescued,
-    verdict_asked_twice,
-    cancelled_before_it_starts,
-    cancelled_while_it_runs,
-    done_although_asked_to_stop,
-    doubled_message,
-    handed_back_by_the_claim,
-    returned_and_declared_again,
-    kills_its_workers,
-    done_while_its_worker_drains,
-)
+    from tests.chaos.harness.history import History
 
 
 @pytest.mark.parametrize("happens", RIGHT, ids=lambda happens: happens.__name__)
@@ -371,3 +156,44 @@ def test_accounts_count_what_happened() -> None:
         "most_starts_of_a_task": 3,
         "recovery_seconds": {"kill": {"median": completed_after, "worst": completed_after, "faults": 1}},
     }
+
+
+def busy() -> Chronicle:
+    """A run of enough tasks that their calls tell how the clocks stand to each other."""
+    run = Chronicle()
+    began = run.now
+    for number in range(15):
+        run.now = began + number / 100
+        run.whole_life(f"busy-{number}")
+    return run
+
+
+def with_clock_ahead(history: History, seconds: float) -> History:
+    """The same, as it is written down when the database's clock was compared badly."""
+    return msgspec.structs.replace(
+        history,
+        tasks=[msgspec.structs.replace(change, at=change.at + seconds) for change in history.tasks],
+        outbox=[msgspec.structs.replace(change, at=change.at + seconds) for change in history.outbox],
+    )
+
+
+@pytest.mark.parametrize("seconds", [-0.7, -0.3, 0.3, 0.7])
+def test_a_clock_that_was_compared_badly_is_set_right(seconds: float) -> None:
+    history = with_clock_ahead(busy().history(), seconds)
+    assert missing_seconds(history) == pytest.approx(-seconds, abs=STEP_SECONDS)
+    assert check(history) == []
+    assert accounts(history) == accounts(aligned(history))
+
+
+def test_calls_that_do_not_contradict_the_clock_leave_it() -> None:
+    history = busy().history()
+    assert aligned(history) is history
+    few = with_clock_ahead(lost_task().history(), 0.3)
+    assert aligned(few) is few
+
+
+def test_one_call_that_repeats_another_is_outvoted() -> None:
+    run = busy()
+    run.tick(5)
+    run.answer_record("id-of-busy-0", 1, "Done", COMPLETED)
+    assert check(run.history()) == []

@@ -15,14 +15,12 @@ from tests.chaos.harness.invariants.timeline import COMPLETED, IN_PROGRESS, PEND
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.chaos.harness.history import History
 
 WORK = ("tasks.high", "tasks.medium", "tasks.low")
 
 
-def accounts(history: History) -> dict[str, Any]:
+def count(timeline: Timeline) -> dict[str, Any]:
     """Count what the report of a run shows."""
-    timeline = Timeline(history)
     return {
         **_load(timeline),
         **_faults(timeline),

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.chaos.harness.accounts import accounts
+from tests.chaos.harness.accounts import count
+from tests.chaos.harness.alignment import aligned
 from tests.chaos.harness.invariants import INVARIANTS
 from tests.chaos.harness.invariants.timeline import Timeline, grouped
-from tests.chaos.harness.story import story
+from tests.chaos.harness.story import tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from tests.chaos.harness.history import History
-
-__all__ = ["Violation", "accounts", "check", "report", "story"]
 
 MOST_SAID = 5
 """How many violations of one invariant a report names; the first brings its story."""
@@ -30,7 +30,7 @@ class Violation(NamedTuple):
 
 def check(history: History) -> list[Violation]:
     """List what does not hold, in the order of the invariants."""
-    timeline = Timeline(history)
+    timeline = Timeline(aligned(history))
     return [
         Violation(invariant.__name__, subject, said)
         for invariant in INVARIANTS
@@ -42,10 +42,21 @@ def report(history: History, violations: Sequence[Violation]) -> str:
     """Tell the seed, each invariant that is broken, and the whole story of one task for each."""
     if not violations:
         return f"seed {history.seed}: all {len(INVARIANTS)} invariants hold"
+    history = aligned(history)
     lines = [f"seed {history.seed}: {len(violations)} violations"]
     for invariant, found in grouped(violations, lambda violation: violation.invariant).items():
         lines += ["", f"{invariant}: {len(found)}"]
         lines += [f"  {violation.subject}: {violation.said}" for violation in found[:MOST_SAID]]
-        told = next((story(history, violation.subject) for violation in found), "")
+        told = next((tell(history, violation.subject) for violation in found), "")
         lines += ["", *(f"  {line}" for line in told.splitlines())]
     return "\n".join(lines)
+
+
+def story(history: History, task_id: str) -> str:
+    """Tell all that happened to a task, a line each, by time; empty of what is no task."""
+    return tell(aligned(history), task_id)
+
+
+def accounts(history: History) -> dict[str, Any]:
+    """Count what happened in a run and what it cost, for its report."""
+    return count(Timeline(aligned(history)))

@@ -29,7 +29,7 @@ NEAR_SECONDS = 1.0
 """Faults so long before its first and after its last change belong to the story of a task."""
 
 
-def story(history: History, task_id: str) -> str:
+def tell(history: History, task_id: str) -> str:
     """Tell all that is known of a task; times are seconds since the run began. Empty of what is no task."""
     changes = [change for change in history.tasks if change.task == task_id]
     rows = [change for change in history.outbox if change.task == task_id]
