@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from pipeline.ports import Ledger
     from storage.model import Submission
-    from tests.contract.ledger.conftest import Backend
     from tests.contract.ledger.walk import Walk
+    from tests.support.backends import Backend
 
 
 async def test_what_waits_is_due_in_the_outbox_or_at_the_broker(ledger: Ledger, walk: Walk) -> None:

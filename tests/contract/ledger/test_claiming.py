@@ -15,8 +15,8 @@ from tests.support import builders
 
 if TYPE_CHECKING:
     from pipeline.ports import Ledger
-    from tests.contract.ledger.conftest import Backend
     from tests.contract.ledger.walk import Walk
+    from tests.support.backends import Backend
 
 CLOSE = timedelta(seconds=10)
 WAITING = [Status.NEW, Status.PENDING]

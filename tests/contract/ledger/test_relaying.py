@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from pipeline.ports import Ledger
     from storage.model import OutboxRow
-    from tests.contract.ledger.conftest import Backend
     from tests.contract.ledger.walk import Walk
+    from tests.support.backends import Backend
 
 CALLER = Caller()
 HIGH, MEDIUM, LOW = Priority

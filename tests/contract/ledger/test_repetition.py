@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from pipeline.ports import Ledger
     from storage.model import Verdict
-    from tests.contract.ledger.conftest import Backend
     from tests.contract.ledger.walk import Walk
+    from tests.support.backends import Backend
 
 Answer = TypeVar("Answer")
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from pipeline.ports import Ledger, Subscriber
-    from tests.contract.ledger.conftest import Backend
     from tests.contract.ledger.walk import Walk
+    from tests.support.backends import Backend
 
 LONG_SECONDS = 1000.0
 

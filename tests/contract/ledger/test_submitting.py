@@ -14,8 +14,8 @@ from tests.support.builders import submission, task_id
 if TYPE_CHECKING:
     from pipeline.ports import Ledger
     from storage.model import Submission
-    from tests.contract.ledger.conftest import Backend
     from tests.contract.ledger.walk import Walk
+    from tests.support.backends import Backend
 
 CALLER = Caller()
 CLOSE = timedelta(seconds=10)

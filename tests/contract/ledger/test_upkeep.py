@@ -14,8 +14,8 @@ from tests.support import builders
 
 if TYPE_CHECKING:
     from pipeline.ports import Ledger
-    from tests.contract.ledger.conftest import Backend
     from tests.contract.ledger.walk import Walk
+    from tests.support.backends import Backend
 
 CALLER = Caller()
 CLOSE = timedelta(seconds=10)
