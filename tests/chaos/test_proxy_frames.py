@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +12,7 @@ import pytest
 from tests.chaos.harness.amqp_frames import AmqpConversation
 from tests.chaos.harness.frames import Said
 from tests.chaos.harness.postgres_frames import PostgresConversation
+from tests.chaos.harness.swallowing import Swallowed, Wishes, Withholding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,8 +81,6 @@ POSTGRES = [
         frame(b"E", b"SERROR", b"") + ready() + tag(b"SELECT 3") + ready(),
         (f"{SAID}SELECT 3", True),
     ),
-    Step(frame(b"C", b"Ss0", b"") + frame(b"S"), frame(b"3") + ready()),
-    Step(run(b"s0"), frame(b"E", b"SERROR", b"") + ready()),
     Step(frame(b"Q", b"INSERT", b""), tag(b"INSERT 0 5") + ready(), (f"{SAID}INSERT 0 5", True)),
     Step(frame(b"Q", b"INSERT", b""), tag(b"INSERT 0 0") + ready()),
     Step(
@@ -173,7 +173,67 @@ def test_an_encrypted_conversation_says_nothing() -> None:
     assert listened.received(tag(b"INSERT 0 1") + ready()) == ()
 
 
+def test_a_closed_statement_is_forgotten() -> None:
+    listened = PostgresConversation()
+    listened.sent(STARTUP + parse(b"s0", CTE) + parse(b"s1", CTE) + frame(b"C", b"Ss0", b""))
+    assert list(listened._statements) == [b"s1"]
+
+
 def test_a_cancel_request_says_nothing() -> None:
     listened = PostgresConversation()
     listened.sent(struct.pack(">IIII", 16, 80877102, 1, 2))
     assert listened.received(tag(b"INSERT 0 1") + ready()) == ()
+
+
+INSERTED = tag(b"INSERT 0 1")
+
+
+async def withholding() -> tuple[Withholding, Wishes, list[bytes]]:
+    """One connection whose start is over, one wish, and what is let go late."""
+    wishes, released = Wishes([asyncio.get_running_loop().create_future()]), list[bytes]()
+    conversation = PostgresConversation()
+    conversation.sent(STARTUP)
+    return Withholding(conversation, wishes, released.append), wishes, released
+
+
+async def test_a_reply_is_kept_back_until_it_is_certain() -> None:
+    replies, wishes, released = await withholding()
+    [wish] = wishes
+    assert replies.passing(BEFORE + INSERTED[:3]) == (BEFORE + INSERTED[:3], False)
+    assert replies.passing(INSERTED[3:] + ready()[:3]) == (b"", False)
+    assert not wish.done()
+
+    assert replies.passing(ready()[3:]) == (b"", True)
+
+    assert await wish == Swallowed("CommandComplete INSERT 0 1", len(INSERTED) - 3 + len(ready()))
+    assert not released
+
+
+async def test_a_reply_that_does_not_stand_passes_whole_and_the_next_one_is_taken() -> None:
+    replies, wishes, _ = await withholding()
+    [wish] = wishes
+    assert replies.passing(BEFORE + INSERTED) == (BEFORE, False)
+    assert replies.passing(ready(b"T")) == (INSERTED + ready(b"T"), False)
+    assert replies.passing(INSERTED + ready(b"T") + INSERTED) == (INSERTED + ready(b"T"), False)
+    assert replies.passing(ready()) == (b"", True)
+    assert wish.done()
+
+
+async def test_what_is_kept_back_is_let_go_when_time_is_up() -> None:
+    replies, wishes, released = await withholding()
+    [wish] = wishes
+    assert replies.passing(BEFORE + INSERTED) == (BEFORE, False)
+    wish.cancel()
+    await asyncio.sleep(0)
+    assert released == [INSERTED]
+    assert replies.passing(ready()) == (ready(), False)
+    assert replies.passing(INSERTED + ready()) == (INSERTED + ready(), False)
+
+
+async def test_the_wish_outlives_a_connection_that_is_lost_meanwhile() -> None:
+    replies, wishes, _ = await withholding()
+    [wish] = wishes
+    replies.passing(INSERTED)
+    assert not wishes
+    replies.give_up()
+    assert list(wishes) == [wish]

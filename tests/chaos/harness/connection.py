@@ -54,8 +54,7 @@ class End(asyncio.Protocol):
             self._connection.read(self, data)
 
     def eof_received(self) -> bool:
-        if not self._network.holes:
-            self.carry(b"")
+        self.carry(b"")
         return True  # the other direction may go on
 
     def pause_writing(self) -> None:
@@ -70,7 +69,7 @@ class End(asyncio.Protocol):
 
     def carry(self, data: bytes) -> None:
         """Write at the other end, behind what waits already; nothing stands for the end of the stream."""
-        if self._waiting or self._network.slow:
+        if self._waiting or self._network.slow or self.other.transport is None:
             self._wait(data, self._network.seconds(self._connection.number, len(data)))
         else:
             self._write(data)
@@ -79,9 +78,7 @@ class End(asyncio.Protocol):
         """Read only what can be carried on."""
         if other_is_full is not None:
             self._other_is_full = other_is_full
-        reading = not (
-            self._other_is_full or self._waiting_bytes > MOST_WAITING_BYTES or self.other.transport is None
-        )
+        reading = not (self._other_is_full or self._waiting_bytes > MOST_WAITING_BYTES)
         if reading == self._reading or self.transport is None or self.transport.is_closing():
             return
         self._reading = reading
@@ -89,6 +86,11 @@ class End(asyncio.Protocol):
             self.transport.resume_reading()
         else:
             self.transport.pause_reading()
+
+    def deliver_when_due(self) -> None:
+        """See to it that what waits is written, once there is somebody to write it to."""
+        if self._timer is None and self._waiting and self.other.transport is not None:
+            self._timer = asyncio.get_running_loop().call_at(self._waiting[0][0], self._deliver)
 
     def abort(self) -> None:
         """Forget what waits, and say so to the peer: by RST, where it is not a unix socket."""
@@ -103,15 +105,10 @@ class End(asyncio.Protocol):
         self.transport.abort()
 
     def _wait(self, data: bytes, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + seconds
-        if self._waiting:
-            due = max(due, self._waiting[-1][0])
-        self._waiting.append((due, data))
+        self._waiting.append((asyncio.get_running_loop().time() + seconds, data))
         self._waiting_bytes += len(data)
         self.regulate()
-        if self._timer is None:
-            self._timer = loop.call_at(due, self._deliver)
+        self.deliver_when_due()
 
     def _deliver(self) -> None:
         loop = asyncio.get_running_loop()
@@ -120,9 +117,8 @@ class End(asyncio.Protocol):
             _, data = self._waiting.popleft()
             self._waiting_bytes -= len(data)
             self._write(data)
-        if self._waiting:
-            self._timer = loop.call_at(self._waiting[0][0], self._deliver)
         self.regulate()
+        self.deliver_when_due()
 
     def _write(self, data: bytes) -> None:
         to = self.other.transport
@@ -167,13 +163,12 @@ class Connection:
         if self.ended:
             end.abort()
         elif end is self.server:
-            self.client.regulate()
-        else:
-            self.client.regulate()
+            self.client.deliver_when_due()
+        elif self.network.holes:
             for hole in self.network.holes:
                 hole.touched(self.number)
-            if not self.network.holes:
-                self._dialling = asyncio.create_task(self._find_server())
+        else:
+            self._dialling = asyncio.create_task(self._find_server())
 
     def read(self, end: End, data: bytes) -> None:
         """Take part of a conversation to the other end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from tests.chaos.harness.amqp_frames import AmqpConversation
 from tests.chaos.harness.connection import Connection
@@ -53,6 +53,15 @@ class Proxy:
         self._wishes = Wishes()
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close."""
+        await self.close()
 
     async def start(self) -> None:
         """Listen on a free port of 127.0.0.1, the same one until `close`."""
