@@ -94,6 +94,9 @@ class Outbox(Protocol):
     async def settle(self, confirmed: Sequence[tuple[int, float]]) -> None:
         """Delete confirmed rows (id, seconds its queue holds a message) and mark their tasks PENDING."""
 
+    async def renew(self, row_ids: Sequence[int], lease_seconds: float) -> None:
+        """Lease rows that are leased for longer, from now on; those given back meanwhile stay given back."""
+
     async def release(self, row_ids: Sequence[int], delay_seconds: float) -> None:
         """Give leased rows back, due after a delay; costs no attempt."""
 

@@ -78,6 +78,15 @@ UPDATE tasks t SET status = 1, queued_at = now() + make_interval(secs => h.hold_
 FROM held h WHERE t.id = h.id RETURNING 1
 """
 
+_RENEW = """
+WITH locked AS (
+    SELECT id FROM outbox
+    WHERE id = ANY($1::bigint[]) AND status = 0 AND leased_until IS NOT NULL ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE outbox o SET leased_until = now() + make_interval(secs => $2::float8)
+FROM locked l WHERE o.id = l.id RETURNING 1
+"""
+
 _RELEASE = """
 WITH locked AS (
     SELECT id FROM outbox WHERE id = ANY($1::bigint[]) AND status = 0 ORDER BY id FOR NO KEY UPDATE
@@ -163,6 +172,10 @@ class PostgresOutbox:
         await self._database.fetch(
             _SETTLE, [[row_id for row_id, _ in confirmed], [hold for _, hold in confirmed]]
         )
+
+    async def renew(self, row_ids: Sequence[int], lease_seconds: float) -> None:
+        """Lease rows that are leased for longer, from now on."""
+        await self._database.fetch(_RENEW, [list(row_ids), lease_seconds])
 
     async def release(self, row_ids: Sequence[int], delay_seconds: float) -> None:
         """Give leased rows back, due after a delay; costs no attempt."""

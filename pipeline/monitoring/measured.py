@@ -40,6 +40,9 @@ if TYPE_CHECKING:
         Verdict,
     )
 
+LONGEST_CARRIED_SECONDS = 30.0
+"""How long a relay may be busy with what it has found: what was found earlier is under way no more."""
+
 
 class MeasuredLedger:
     """A `pipeline.ports.Ledger` whose hands are measured."""
@@ -107,6 +110,7 @@ class MeasuredOutbox:
         self._metrics = metrics
         self._progress = progress
         self._found = Recurring(progress.clock)
+        self.renew = outbox.renew
         self.release = outbox.release
         self.find = outbox.find
         self.retry = outbox.retry
@@ -119,7 +123,7 @@ class MeasuredOutbox:
         if rows:
             self._found.happened()
             self._progress.confirmed.asked()
-        elif (self._found.age_seconds() or 0.0) > lease_seconds:
+        elif (self._found.age_seconds() or 0.0) > LONGEST_CARRIED_SECONDS:
             # What was found is not there any more, or it would be due again: a task was cancelled, say.
             self._progress.confirmed.answered()
         return rows

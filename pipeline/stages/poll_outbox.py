@@ -6,16 +6,25 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
+import structlog
+
+from pipeline.clock import MonotonicClock
 from pipeline.flow import Parcel, unless
 from storage.channels import OUTBOX
+from storage.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from pipeline.clock import Clock
     from pipeline.ports import Outbox, Signals, Subscriber
     from storage.model import OutboxRow
 
+log = structlog.get_logger()
+
 GIVE_BACK_SECONDS = 1.0
+LEASE_SECONDS = 5.0
+"""How long a dead relay keeps others from its rows; one that lives renews, and seldom has to."""
 
 
 async def _at_once() -> None:
@@ -25,8 +34,9 @@ async def _at_once() -> None:
 class PollOutbox:
     """Pulls a batch of leased rows; gives a batch back, due again after a moment, when it is not carried on.
 
-    Polling every `poll_seconds` is the truth, a wake-up only shortens the wait. While `ready` does not
-    return, no row is leased: an outage of the broker touches none.
+    The lease is short, so that what a dead relay held is soon another one's; a batch that takes longer than
+    others has it renewed. Polling every `poll_seconds` is the truth, a wake-up only shortens the wait. While
+    `ready` does not return, no row is leased: an outage of the broker touches none.
     """
 
     def __init__(
@@ -37,7 +47,8 @@ class PollOutbox:
         ready: Callable[[], Coroutine[Any, Any, None]] = _at_once,
         batch_size: int = 500,
         poll_seconds: float = 1.0,
-        lease_seconds: float = 30.0,
+        lease_seconds: float = LEASE_SECONDS,
+        clock: Clock | None = None,
     ) -> None:
         self._outbox = outbox
         self._signals = signals
@@ -45,6 +56,8 @@ class PollOutbox:
         self._batch_size = batch_size
         self._poll_seconds = poll_seconds
         self._lease_seconds = lease_seconds
+        self._clock = clock or MonotonicClock()
+        self._renewing: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._subscription = AsyncExitStack()
         self._wakeup: Subscriber
@@ -55,7 +68,9 @@ class PollOutbox:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Listen no more."""
+        """Listen no more; what was not settled is any relay's once its lease has run out."""
+        for renewing in self._renewing:
+            renewing.cancel()
         await self._subscription.aclose()
 
     async def pull(self) -> Parcel[list[OutboxRow]] | None:
@@ -71,11 +86,28 @@ class PollOutbox:
         return None
 
     def _parcel(self, rows: list[OutboxRow]) -> Parcel[list[OutboxRow]]:
+        ids, settled = [row.id for row in rows], asyncio.Event()
+        renewing = asyncio.create_task(self._renew(ids, settled))
+        self._renewing.add(renewing)
+        renewing.add_done_callback(self._renewing.discard)
+
         async def settle(failure: BaseException | None) -> None:
+            settled.set()
             if failure is not None:
-                await self._outbox.release([row.id for row in rows], GIVE_BACK_SECONDS)
+                await self._outbox.release(ids, GIVE_BACK_SECONDS)
 
         return Parcel(rows, settle)
+
+    async def _renew(self, row_ids: list[int], settled: asyncio.Event) -> None:
+        """Keep the lease of a batch while it is under way. Lost, it only costs doubled messages."""
+        while True:
+            await unless(settled, self._clock.sleep(self._lease_seconds / 3))
+            if settled.is_set():
+                return
+            try:
+                await self._outbox.renew(row_ids, self._lease_seconds)
+            except StorageError as error:
+                log.warning("lease not renewed", rows=len(row_ids), error=str(error))
 
     async def quiesce(self) -> None:
         """Lease nothing more; what is due stays in the outbox."""

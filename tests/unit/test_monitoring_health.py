@@ -117,6 +117,16 @@ class TestRelay:
         await process.ledger.outbox.poll(10, 30)
         assert await process.behind() == []
 
+    async def test_what_another_poll_does_not_find_may_still_be_under_way(self) -> None:
+        process = Process(Role.RELAY)
+        await process.inside.submissions.submit([submission()])
+        [row] = await process.ledger.outbox.poll(10, 5)
+        for _ in range(8):
+            await process.clock.advance(2)
+            await process.ledger.outbox.renew([row.id], 5)
+            assert await process.ledger.outbox.poll(10, 5) == []
+        assert await process.behind() == ["confirm"]
+
 
 class TestWorker:
     @pytest.fixture

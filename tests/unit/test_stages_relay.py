@@ -13,6 +13,7 @@ from pipeline.broker import BrokerUnavailable, Message, Publication, QueueMismat
 from pipeline.references import decode
 from pipeline.stages import PollOutbox, Publish, Published, Settle
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
+from storage.errors import OutcomeUnknown, StorageError, Unavailable
 from storage.model import Caller, Capacity, OutboxRow, OutboxStatus, Priority, Status
 from tests.support.builders import retry, run, submission
 
@@ -74,6 +75,49 @@ async def test_a_batch_under_way_is_no_other_relays_until_its_lease_runs_out() -
         assert await ledger.outbox.poll(10, 30) == []
         await clock.advance(2)
         assert len(await ledger.outbox.poll(10, 30)) == 1
+
+
+async def test_the_lease_of_a_batch_lasts_for_as_long_as_it_is_under_way() -> None:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
+    await ledger.submissions.submit([submission()])
+    async with PollOutbox(ledger.outbox, ledger.signals, lease_seconds=5, clock=clock) as poll:
+        parcel = await poll.pull()
+        assert parcel is not None
+        await clock.advance(60)
+        assert await ledger.outbox.poll(10, 30) == []
+        await parcel.settle(None)
+        await clock.advance(6)
+        assert len(await ledger.outbox.poll(10, 30)) == 1
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), OutcomeUnknown("lost")])
+async def test_a_lease_that_could_not_be_renewed_is_renewed_later(error: StorageError) -> None:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
+    original, faults = ledger.outbox.renew, [error]
+
+    async def faulty(row_ids: Sequence[int], lease_seconds: float) -> None:
+        if faults:
+            raise faults.pop()
+        await original(row_ids, lease_seconds)
+
+    ledger.outbox.renew = faulty  # type: ignore[method-assign]  # the fault
+    await ledger.submissions.submit([submission()])
+    async with PollOutbox(ledger.outbox, ledger.signals, lease_seconds=6, clock=clock) as poll:
+        assert await poll.pull() is not None
+        await clock.advance(60)
+        assert await ledger.outbox.poll(10, 30) == []
+
+
+async def test_what_a_relay_leaves_unsettled_is_another_ones_when_the_lease_has_run_out() -> None:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
+    await ledger.submissions.submit([submission()])
+    async with PollOutbox(ledger.outbox, ledger.signals, lease_seconds=6, clock=clock) as poll:
+        assert await poll.pull() is not None
+    await clock.advance(7)
+    assert len(await ledger.outbox.poll(10, 30)) == 1
 
 
 async def test_no_row_is_leased_while_the_broker_is_not_ready() -> None:

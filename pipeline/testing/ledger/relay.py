@@ -55,6 +55,12 @@ class MemoryOutbox:
             if sent and (row := self._state.current(sent.reference, *WAITING)):
                 row.status, row.queued_at = Status.PENDING, self._state.now(hold_seconds)
 
+    async def renew(self, row_ids: Sequence[int], lease_seconds: float) -> None:
+        """Lease rows that are leased for longer, from now on."""
+        for row in self._waiting(row_ids):
+            if row.id in self._state.leased_until:
+                self._state.leased_until[row.id] = self._state.now(lease_seconds)
+
     async def release(self, row_ids: Sequence[int], delay_seconds: float) -> None:
         """Give leased rows back, due after a delay; costs no attempt."""
         for row in self._waiting(row_ids):

@@ -55,6 +55,41 @@ async def test_a_leased_row_is_nobody_elses_until_the_lease_is_over(
     assert [row.id for row in await ledger.outbox.poll(10, LEASE_SECONDS)] == [leased.id]
 
 
+async def test_a_lease_that_is_renewed_begins_anew(ledger: Ledger, walk: Walk, time: Backend) -> None:
+    await walk.new()
+    [leased] = await ledger.outbox.poll(10, LEASE_SECONDS)
+    for _ in range(3):
+        await time.advance(LEASE_SECONDS - 5)
+        await ledger.outbox.renew([leased.id], LEASE_SECONDS)
+    await time.advance(LEASE_SECONDS - 5)
+    assert await ledger.outbox.poll(10, LEASE_SECONDS) == []
+
+    await time.advance(10)
+
+    assert [row.id for row in await ledger.outbox.poll(10, LEASE_SECONDS)] == [leased.id]
+
+
+async def test_a_row_without_a_lease_gets_none_by_a_renewal(ledger: Ledger, walk: Walk) -> None:
+    never = await walk.new()
+    [row] = await walk.rows(never.id)
+    await ledger.outbox.renew([row.id], LEASE_SECONDS)
+    [leased] = await ledger.outbox.poll(10, LEASE_SECONDS)
+    await ledger.outbox.release([leased.id], 0.0)
+
+    await ledger.outbox.renew([leased.id], LEASE_SECONDS)
+
+    assert [again.id for again in await ledger.outbox.poll(10, LEASE_SECONDS)] == [leased.id]
+
+
+async def test_what_was_settled_meanwhile_is_not_renewed(ledger: Ledger, walk: Walk) -> None:
+    task = await walk.new()
+    [row] = await walk.relay()
+
+    await ledger.outbox.renew([row.id], LEASE_SECONDS)
+
+    assert await walk.rows(task.id) == []
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 10])
 async def test_a_poll_never_takes_more_than_asked(ledger: Ledger, walk: Walk, most: int) -> None:
     await fill(walk, {HIGH: 12, MEDIUM: 12, LOW: 12})
