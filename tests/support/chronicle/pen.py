@@ -26,6 +26,7 @@ class Pen:
 
     def __init__(self) -> None:
         self.now = 100.0
+        self.pace_seconds = STEP_SECONDS
         self.events: list[AnyEvent] = []
         self.changes: list[TaskChange] = []
         self.rows: list[OutboxChange] = []
@@ -37,8 +38,8 @@ class Pen:
         self.letters: list[tuple[str | None, int | None, str]] = []
         self.keys: dict[str, list[str]] = {}
 
-    def tick(self, seconds: float = STEP_SECONDS) -> float:
-        self.now += seconds
+    def tick(self, seconds: float | None = None) -> float:
+        self.now += self.pace_seconds if seconds is None else seconds
         return self.now
 
     def task(self, task: str) -> TaskChange:

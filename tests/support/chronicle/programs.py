@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from tests.chaos.harness.events import (
     Beaten,
@@ -79,8 +79,10 @@ class Programs(Pen):
         )
         return self._deliveries
 
-    def let(self, delivery: int, by: str = "worker-1.1") -> None:
-        self.events.append(Letting(at=self.tick(), by=by, delivery=delivery, how="ack"))
+    def let(
+        self, delivery: int, by: str = "worker-1.1", how: Literal["ack", "nack", "reject"] = "ack"
+    ) -> None:
+        self.events.append(Letting(at=self.tick(), by=by, delivery=delivery, how=how))
 
     def claim(self, task: str, by: str = "worker-1.1") -> None:
         """Take what a task waits with."""

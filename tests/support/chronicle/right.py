@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.support.chronicle.pen import CANCELLED, FAILED, PENDING
+from tests.chaos.harness.invariants.timeline import CLOCKS_SECONDS
+from tests.support.chronicle import bend
+from tests.support.chronicle.pen import CANCELLED, FAILED, PENDING, STEP_SECONDS
 
 if TYPE_CHECKING:
     from tests.support.chronicle import Chronicle
@@ -207,6 +209,54 @@ def done_while_its_worker_drains(run: Chronicle) -> None:
     run.exit("worker-1.1")
 
 
+def clocks_differ_a_little(run: Chronicle) -> None:
+    """The database's times are late by less than the clocks may differ: after what followed from them."""
+    task = run.post("a")
+    run.relay(task)
+    first, second, third = run.deliver(task), run.deliver(task), run.deliver(task, "worker-2.1")
+    run.pace_seconds = CLOCKS_SECONDS / 100
+    run.claim(task)
+    bend(run.changes, -1, at=run.now + CLOCKS_SECONDS / 2)
+    run.answer_claim(task, "worker-2.1", taken=False)
+    run.let(first)
+    run.let(second)
+    run.let(third, "worker-2.1")
+    run.effect("start", task)
+    run.let(run.deliver(task))
+    run.pace_seconds = STEP_SECONDS
+    run.complete(task)
+
+
+def refused_and_acked_with_its_duplicate(run: Chronicle) -> None:
+    """The second message comes while the stage that heard the refusal still has the first."""
+    task = run.post("a")
+    run.relay(task)
+    run.cancel(task)
+    first = run.deliver(task)
+    run.answer_claim(task, taken=False)
+    second = run.deliver(task)
+    run.let(first)
+    run.let(second)
+
+
+def given_back_on_a_drain(run: Chronicle) -> None:
+    task = run.post("a")
+    run.relay(task)
+    run.let(run.deliver(task), how="nack")
+    run.take(task, "worker-2.1")
+    run.complete(task)
+
+
+def reference_of_a_task_that_nobody_knows(run: Chronicle) -> None:
+    """As after a failover that lost the last moments."""
+    task = run.whole_life()
+    delivery = run.deliver(task)
+    run.answer_claim(task, taken=False)
+    run.let(delivery)
+    bend(run.events, -3, references=[("unknown", 1)])
+    bend(run.events, -2, asked=[("unknown", 1)])
+
+
 RIGHT = (
     nothing,
     whole_life,
@@ -226,4 +276,8 @@ RIGHT = (
     returned_and_declared_again,
     kills_its_workers,
     done_while_its_worker_drains,
+    clocks_differ_a_little,
+    refused_and_acked_with_its_duplicate,
+    given_back_on_a_drain,
+    reference_of_a_task_that_nobody_knows,
 )
