@@ -161,10 +161,17 @@ class RecordedWorkers(_Port):
         self._log.write(Beaten(at=now(), by=self._log.by, began=began, worker=worker, alive=alive))
         return alive
 
+    async def declare_disconnected_dead(self, disconnected: Sequence[model.Disconnected]) -> list[UUID]:
+        """Declare disconnected workers dead."""
+        began = now()
+        return self._declared(began, await self._port.declare_disconnected_dead(disconnected))
+
     async def declare_dead(self, *lease_seconds: float) -> list[UUID]:
         """Declare silent workers dead."""
         began = now()
-        dead = await self._port.declare_dead(*lease_seconds)
+        return self._declared(began, await self._port.declare_dead(*lease_seconds))
+
+    def _declared(self, began: float, dead: list[UUID]) -> list[UUID]:
         workers = [str(worker_id) for worker_id in dead]
         self._log.write(DeclaredDead(at=now(), by=self._log.by, began=began, workers=workers))
         return dead
