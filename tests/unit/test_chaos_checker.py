@@ -9,6 +9,7 @@ import pytest
 
 from tests.chaos.harness.alignment import aligned, missing_seconds
 from tests.chaos.harness.checker import accounts, check, report, story
+from tests.chaos.harness.invariants.timeline import CLOCKS_SECONDS
 from tests.support.chronicle import Chronicle
 from tests.support.chronicle.pen import COMPLETED, STEP_SECONDS
 from tests.support.chronicle.right import RIGHT
@@ -24,6 +25,16 @@ def test_a_right_history_breaks_nothing(happens: Callable[[Chronicle], None]) ->
     run = Chronicle()
     happens(run)
     assert check(run.history()) == []
+
+
+@pytest.mark.parametrize("seconds", [-0.8 * CLOCKS_SECONDS, 0.8 * CLOCKS_SECONDS])
+@pytest.mark.parametrize("happens", RIGHT, ids=lambda happens: happens.__name__)
+def test_clocks_may_differ_a_little(happens: Callable[[Chronicle], None], seconds: float) -> None:
+    """Events follow each other faster than the clocks agree, so that effects seem to precede their causes."""
+    run = Chronicle()
+    run.pace_seconds = CLOCKS_SECONDS / 4
+    happens(run)
+    assert check(with_clock_ahead(run.history(), seconds)) == []
 
 
 @pytest.mark.parametrize("happens", RIGHT, ids=lambda happens: happens.__name__)

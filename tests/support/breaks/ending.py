@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from tests.chaos.harness.events import CancelAsked
 from tests.support.breaks.examples import breaks, taken
 from tests.support.chronicle import bend
@@ -25,6 +27,14 @@ def answered_cancelled_and_never_was(run: Chronicle) -> None:
     task = taken(run)
     run.answer_cancel(task, task_status="CANCELLED")
     run.complete(task)
+
+
+@breaks("cancel_is_kept")
+def answered_cancelled_before_it_was(run: Chronicle) -> None:
+    task = run.post("a")
+    run.relay(task)
+    run.answer_cancel(task, task_status="CANCELLED")
+    run.cancel(task)
 
 
 @breaks("cancel_is_kept")
@@ -60,6 +70,25 @@ def failed_without_a_reason(run: Chronicle) -> None:
     task = taken(run, expected="FAILED")
     run.fail(task)
     bend(run.changes, -1, reason=None)
+
+
+@breaks("dead_letter_has_reason")
+def failed_without_an_error(run: Chronicle) -> None:
+    run.fail(taken(run, expected="FAILED"))
+    final = run.history().final.tasks[0]
+    run.left["tasks"] = [msgspec.structs.replace(final, errors=0)]
+
+
+@breaks("outcome_is_the_expected_one")
+def failed_after_many_losses_and_not_by_them(run: Chronicle) -> None:
+    task = run.post("a")
+    for worker in ("w-1", "w-2", "w-3", "w-4", "w-5"):
+        run.relay(task)
+        run.take(task, as_worker=worker)
+        run.lose(task)
+    run.relay(task)
+    run.take(task, as_worker="w-6")
+    run.fail(task)
 
 
 @breaks("outcome_is_the_expected_one")

@@ -8,7 +8,7 @@ import msgspec
 
 from tests.support.breaks.examples import breaks, done, taken
 from tests.support.chronicle import bend
-from tests.support.chronicle.pen import COMPLETED, FAILED, NEW, PENDING
+from tests.support.chronicle.pen import CANCELLED, COMPLETED, FAILED, NEW, PENDING
 
 if TYPE_CHECKING:
     from tests.support.chronicle import Chronicle
@@ -20,6 +20,35 @@ def begins_as_something_else(run: Chronicle) -> None:
     bend(run.changes, 0, attempt=2)
     for place in range(1, len(run.changes)):
         bend(run.changes, place, attempt=2)
+
+
+@breaks("state_machine")
+def begins_in_the_hands_of_a_worker(run: Chronicle) -> None:
+    run.whole_life()
+    bend(run.changes, 0, worker="w-1")
+
+
+@breaks("state_machine")
+def begins_with_its_cancellation_asked(run: Chronicle) -> None:
+    run.cancel(run.post("a"))
+    run.relay("id-of-a")
+    bend(run.changes, 0, cancel_requested=True)
+
+
+@breaks("state_machine")
+def waits_with_its_cancellation_asked(run: Chronicle) -> None:
+    task = run.post("a")
+    run.relay(task)
+    run.move(task, cancel_requested=True)
+    run.take(task)
+    run.complete(task)
+
+
+@breaks("state_machine")
+def run_is_cancelled_unasked(run: Chronicle) -> None:
+    task = taken(run)
+    run.record(task, "Cancelled", status=CANCELLED, cancel_requested=True)
+    run.answer_cancel(task)
 
 
 @breaks("state_machine")
@@ -126,6 +155,24 @@ def cancelled_task_fails(run: Chronicle) -> None:
     run.cancel(task)
     run.move(task, status=FAILED, reason="error")
     run.letters.append((task, 1, "error"))
+
+
+@breaks("terminal_stays_terminal")
+def completed_task_is_replayed(run: Chronicle) -> None:
+    task = run.whole_life()
+    run.replay(task)
+    done(run, task)
+
+
+@breaks("terminal_stays_terminal", "recorded_once")
+def replay_keeps_its_number(run: Chronicle) -> None:
+    task = run.post("a")
+    run.relay(task)
+    run.cancel(task)
+    run.replay(task)
+    bend(run.changes, -1, replay=0)
+    run.relay(task)
+    run.cancel(task)
 
 
 @breaks("terminal_stays_terminal")

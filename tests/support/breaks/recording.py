@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.chaos.harness.events import Recorded
 from tests.support.breaks.examples import breaks, done, replace_last, taken
+from tests.support.chronicle import bend
 from tests.support.chronicle.pen import COMPLETED, IN_PROGRESS
 
 if TYPE_CHECKING:
@@ -26,6 +27,21 @@ def run_ends_twice(run: Chronicle) -> None:
     run.move(task, status=IN_PROGRESS, worker="w-1")
     run.effect("start", task)
     run.complete(task)
+
+
+@breaks(
+    "recorded_once",
+    "dispatch_rises_only_with_a_new_hand_over",
+    "one_start_per_dispatch",
+    "idempotency_key_is_stable",
+)
+def replay_runs_under_the_dispatch_that_had_ended(run: Chronicle) -> None:
+    task = taken(run)
+    run.fail(task)
+    run.replay(task)
+    bend(run.changes, -1, dispatch=1)
+    bend(run.rows, -1, dispatch=1)
+    done(run, task)
 
 
 @breaks("no_stale_write")

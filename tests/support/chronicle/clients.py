@@ -6,7 +6,7 @@ from typing import Any
 
 from storage.model import Status
 from tests.chaos.harness.events import CancelAsked, Outcome, ReplayAsked, Seen, Submitted
-from tests.support.chronicle.pen import CANCELLED, IN_PROGRESS, NEW, STEP_SECONDS, Pen
+from tests.support.chronicle.pen import CANCELLED, IN_PROGRESS, NEW, Pen
 
 
 class Clients(Pen):
@@ -43,7 +43,7 @@ class Clients(Pen):
             Submitted(
                 at=self.tick(),
                 by="client",
-                began=self.now - STEP_SECONDS if began is None else began,
+                began=self.now - self.pace_seconds if began is None else began,
                 names=list(names),
                 kinds=["chaos.ok"] * len(names),
                 expected=[expected] * len(names),

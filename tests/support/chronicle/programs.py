@@ -23,7 +23,6 @@ from tests.support.chronicle.pen import (
     NEW,
     PENDING,
     PIDS,
-    STEP_SECONDS,
     WORKERS,
     Pen,
 )
@@ -52,7 +51,9 @@ class Programs(Pen):
     def publish(self, task: str, publication: str, route: str = "tasks.medium") -> None:
         message = (route, [(task, self.task(task).dispatch)], publication)
         self.events.append(
-            Published(at=self.tick(), by="relay-1.1", began=self.now - STEP_SECONDS / 2, messages=[message])
+            Published(
+                at=self.tick(), by="relay-1.1", began=self.now - self.pace_seconds / 2, messages=[message]
+            )
         )
 
     def settle(self, task: str, row: int) -> None:
@@ -84,31 +85,37 @@ class Programs(Pen):
     ) -> None:
         self.events.append(Letting(at=self.tick(), by=by, delivery=delivery, how=how))
 
-    def claim(self, task: str, by: str = "worker-1.1") -> None:
-        """Take what a task waits with."""
+    def claim(self, task: str, by: str = "worker-1.1", as_worker: str | None = None) -> None:
+        """Take what a task waits with; a process has another worker's name after it was declared dead."""
         began = self.now
-        self.move(task, status=IN_PROGRESS, worker=WORKERS[by])
-        self.answer_claim(task, by, began=began)
+        self.move(task, status=IN_PROGRESS, worker=as_worker or WORKERS[by])
+        self.answer_claim(task, by, began=began, as_worker=as_worker)
 
     def answer_claim(
-        self, task: str, by: str = "worker-1.1", *, began: float | None = None, taken: bool = True
+        self,
+        task: str,
+        by: str = "worker-1.1",
+        *,
+        began: float | None = None,
+        taken: bool = True,
+        as_worker: str | None = None,
     ) -> None:
         reference = (task, self.task(task).dispatch)
         self.events.append(
             Claimed(
                 at=self.tick(),
                 by=by,
-                began=self.now - STEP_SECONDS if began is None else began,
-                worker=WORKERS[by],
+                began=self.now - self.pace_seconds if began is None else began,
+                worker=as_worker or WORKERS[by],
                 asked=[reference],
                 taken=[reference] if taken else [],
             )
         )
 
-    def take(self, task: str, by: str = "worker-1.1") -> None:
+    def take(self, task: str, by: str = "worker-1.1", as_worker: str | None = None) -> None:
         """Bring a message, claim what it names, let it go, and start the handler."""
         delivery = self.deliver(task, by)
-        self.claim(task, by)
+        self.claim(task, by, as_worker)
         self.let(delivery, by)
         self.effect("start", task, pid=PIDS[by])
 
@@ -136,7 +143,7 @@ class Programs(Pen):
             Recorded(
                 at=self.tick(),
                 by="worker-1.1",
-                began=self.now - STEP_SECONDS if began is None else began,
+                began=self.now - self.pace_seconds if began is None else began,
                 verdicts=[(task, dispatch, self.task(task).replay, verdict, status)],
             )
         )
@@ -173,11 +180,13 @@ class Programs(Pen):
     def declare_dead(self, *workers: str) -> None:
         self.events.append(
             DeclaredDead(
-                at=self.tick(), by="janitor.1", began=self.now - STEP_SECONDS / 2, workers=list(workers)
+                at=self.tick(), by="janitor.1", began=self.now - self.pace_seconds / 2, workers=list(workers)
             )
         )
 
     def beat(self, by: str, *, alive: bool = True) -> None:
         self.events.append(
-            Beaten(at=self.tick(), by=by, began=self.now - STEP_SECONDS / 2, worker=WORKERS[by], alive=alive)
+            Beaten(
+                at=self.tick(), by=by, began=self.now - self.pace_seconds / 2, worker=WORKERS[by], alive=alive
+            )
         )

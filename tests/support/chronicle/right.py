@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.chaos.harness.invariants.timeline import CLOCKS_SECONDS
+from tests.chaos.harness.events import Rescued
 from tests.support.chronicle import bend
-from tests.support.chronicle.pen import CANCELLED, FAILED, PENDING, STEP_SECONDS
+from tests.support.chronicle.pen import CANCELLED, FAILED, MAX_RETRIES, PENDING
 
 if TYPE_CHECKING:
     from tests.support.chronicle import Chronicle
@@ -49,7 +49,7 @@ def retried_and_then_done(run: Chronicle) -> None:
     task = run.post("a")
     run.relay(task)
     run.take(task)
-    run.retry(task, delay_seconds=0.5)
+    run.retry(task, delay_seconds=2.5 * run.pace_seconds)
     run.relay(task)
     run.take(task)
     run.complete(task)
@@ -65,6 +65,54 @@ def postponed_and_interrupted(run: Chronicle) -> None:
     run.record(task, "Interrupted", status=PENDING, dispatch=3)
     run.relay(task)
     run.take(task)
+    run.complete(task)
+
+
+def every_retry_is_used(run: Chronicle) -> None:
+    task = run.post("a")
+    run.relay(task)
+    run.take(task)
+    for _ in range(MAX_RETRIES):
+        run.retry(task)
+        run.relay(task)
+        run.take(task)
+    run.complete(task)
+
+
+def cancelled_while_it_waits_for_its_retry(run: Chronicle) -> None:
+    task = run.post("a")
+    run.relay(task)
+    run.take(task)
+    run.retry(task, delay_seconds=60.0)
+    run.relay(task)
+    run.cancel(task)
+
+
+def hung_before_its_handler_started(run: Chronicle) -> None:
+    """A janitor moves it after its timeout, which burns an attempt."""
+    task = run.post("a")
+    run.relay(task)
+    run.claim(task)
+    run.move(task, status=PENDING, dispatch=2, attempt=2, worker=None)
+    run.row(task)
+    run.events.append(Rescued(at=run.tick(), by="janitor.1", runs=[(task, 1, PENDING)]))
+    run.relay(task)
+    run.take(task)
+    run.complete(task)
+
+
+def timed_out_alone_before_its_handler_started(run: Chronicle) -> None:
+    """After two losses it runs in a fresh process, which may take longer to start than it may run."""
+    task = run.post("a")
+    for worker in ("w-1", "w-2"):
+        run.relay(task)
+        run.take(task, as_worker=worker)
+        run.lose(task)
+    run.relay(task)
+    run.claim(task, as_worker="w-3")
+    run.retry(task)
+    run.relay(task)
+    run.take(task, as_worker="w-3")
     run.complete(task)
 
 
@@ -209,21 +257,18 @@ def done_while_its_worker_drains(run: Chronicle) -> None:
     run.exit("worker-1.1")
 
 
-def clocks_differ_a_little(run: Chronicle) -> None:
-    """The database's times are late by less than the clocks may differ: after what followed from them."""
+def refused_because_another_takes_it(run: Chronicle) -> None:
+    """What is acked right after a claim, as a duplicate of it."""
     task = run.post("a")
     run.relay(task)
     first, second, third = run.deliver(task), run.deliver(task), run.deliver(task, "worker-2.1")
-    run.pace_seconds = CLOCKS_SECONDS / 100
     run.claim(task)
-    bend(run.changes, -1, at=run.now + CLOCKS_SECONDS / 2)
     run.answer_claim(task, "worker-2.1", taken=False)
     run.let(first)
     run.let(second)
     run.let(third, "worker-2.1")
     run.effect("start", task)
     run.let(run.deliver(task))
-    run.pace_seconds = STEP_SECONDS
     run.complete(task)
 
 
@@ -258,6 +303,10 @@ def reference_of_a_task_that_nobody_knows(run: Chronicle) -> None:
 
 
 RIGHT = (
+    every_retry_is_used,
+    cancelled_while_it_waits_for_its_retry,
+    hung_before_its_handler_started,
+    timed_out_alone_before_its_handler_started,
     nothing,
     whole_life,
     batch_under_a_key,
@@ -276,7 +325,7 @@ RIGHT = (
     returned_and_declared_again,
     kills_its_workers,
     done_while_its_worker_drains,
-    clocks_differ_a_little,
+    refused_because_another_takes_it,
     refused_and_acked_with_its_duplicate,
     given_back_on_a_drain,
     reference_of_a_task_that_nobody_knows,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def cancel_is_kept(timeline: Timeline) -> Iterator[Broken]:
     """Who is answered CANCELLED finds it cancelled; a run asked to stop ends COMPLETED or CANCELLED."""
     for asked in timeline.of(CancelAsked):
-        if asked.outcome == "ok" and asked.task_status == Status.CANCELLED.name:
+        if asked.task_status == Status.CANCELLED.name:
             changes = timeline.changes.get(asked.task, ())
             if not any(c.status == CANCELLED and c.at <= asked.at + CLOCKS_SECONDS for c in changes):
                 yield asked.task, f"was answered CANCELLED at {asked.at:.3f}, and had not been cancelled"
@@ -74,8 +74,6 @@ def outcome_is_the_expected_one(timeline: Timeline) -> Iterator[Broken]:
 
 def _excused(timeline: Timeline, task: FinalTask) -> bool:
     cancels = [asked for asked in timeline.cancels.get(task.id, ()) if asked.outcome != "refused"]
-    if task.status == CANCELLED:
-        return bool(cancels)
     if task.status == FAILED:
         # That each of the losses was a death is another invariant's.
         return task.reason == Reason.KILLS_WORKER and task.losses >= MOST_LOSSES

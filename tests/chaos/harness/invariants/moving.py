@@ -138,7 +138,7 @@ def attempts_bounded(timeline: Timeline) -> Iterator[Broken]:
         if final is not None and highest > final.max_retries + 1:
             yield task, f"attempt {highest} with max_retries {final.max_retries}"
     for before, change in timeline.moves():
-        if change.attempt <= before.attempt or change.replay != before.replay:
+        if change.attempt <= before.attempt:
             continue
         run = (change.task, before.dispatch)
         started = any(start.at <= change.at + CLOCKS_SECONDS for start in timeline.starts.get(run, ()))
