@@ -62,7 +62,8 @@ WITH lost AS (
     SELECT t.id, t.dispatch, t.priority FROM tasks t
     WHERE t.status = 1 AND t.priority = $1::smallint
     AND t.queued_at < coalesce($2::timestamptz, now() - make_interval(secs => $4::float8))
-    AND NOT EXISTS (SELECT FROM outbox o WHERE o.task_id = t.id AND o.status <> 1 OFFSET 0)
+    AND NOT EXISTS (SELECT FROM outbox o WHERE o.task_id = t.id AND o.dispatch = t.dispatch
+                    AND o.status <> 1 OFFSET 0)
     ORDER BY t.queued_at LIMIT $3::int
 )
 INSERT INTO outbox (task_id, dispatch, priority, route)
@@ -133,7 +134,8 @@ WITH unleased AS (
 INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
 SELECT t.id, t.dispatch, t.priority, q.name, greatest(now(), t.due_at)
 FROM tasks t JOIN queues q ON q.priority = t.priority
-WHERE t.status = 1 AND NOT EXISTS (SELECT FROM outbox o WHERE o.task_id = t.id AND o.status = 0) RETURNING 1
+WHERE t.status = 1 AND NOT EXISTS (
+    SELECT FROM outbox o WHERE o.task_id = t.id AND o.dispatch = t.dispatch AND o.status = 0) RETURNING 1
 """
 
 

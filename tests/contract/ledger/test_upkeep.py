@@ -14,6 +14,7 @@ from tests.support import builders
 
 if TYPE_CHECKING:
     from pipeline.ports import Ledger
+    from storage.model import Task
     from tests.contract.ledger.walk import Walk
     from tests.support.backends import Backend
 
@@ -65,6 +66,28 @@ async def test_a_task_that_an_outbox_row_stands_for_is_not_lost(
 
     assert await ledger.upkeep.resend(MEDIUM, None, 10) == 0
     assert len(await walk.rows(task.id)) == 1
+
+
+async def with_a_row_of_an_earlier_dispatch(walk: Walk) -> Task:
+    """A task whose second dispatch the broker holds, while the row of its first is due in an hour."""
+    task = await walk.new(delay_seconds=HOUR)
+    await walk.ledger.tasks.cancel(CALLER, task.id)
+    await walk.ledger.tasks.replay(CALLER, task.id, 1, "again")
+    await walk.relay()
+    task = await walk.task(task.id)
+    assert [row.dispatch for row in await walk.rows(task.id)] == [1]
+    return task
+
+
+async def test_a_row_of_an_earlier_dispatch_stands_for_nothing(
+    ledger: Ledger, walk: Walk, time: Backend
+) -> None:
+    task = await with_a_row_of_an_earlier_dispatch(walk)
+    await time.advance(60)
+
+    assert await ledger.upkeep.resend(MEDIUM, None, 10) == 1
+
+    assert [row.reference for row in await walk.relay()] == [reference(task)]
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.PENDING])
@@ -198,6 +221,16 @@ async def test_a_volatile_broker_gets_all_that_waits_again(ledger: Ledger, walk:
     assert abs(held.available_at - await time.now() - timedelta(seconds=300)) < CLOSE
     await time.advance(310)
     assert [row.reference for row in await walk.relay()] == [Reference(run.task_id, 2)]
+
+
+async def test_its_restart_does_not_wait_for_the_row_of_an_earlier_dispatch(
+    ledger: Ledger, walk: Walk
+) -> None:
+    task = await with_a_row_of_an_earlier_dispatch(walk)
+
+    assert await ledger.upkeep.restart_volatile() == 1
+
+    assert [row.reference for row in await walk.relay()] == [reference(task)]
 
 
 async def test_its_restart_frees_leased_rows(ledger: Ledger, walk: Walk) -> None:
