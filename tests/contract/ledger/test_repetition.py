@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -145,6 +146,20 @@ async def test_claim(ledger: Ledger, walk: Walk) -> None:
     assert first.task_id == known.id
     assert replace(second, waited_seconds=first.waited_seconds) == first
     assert {row.reference for row in await walk.rows(unknown.id)} == {reference(unknown)}
+
+
+async def test_claim_repeated_when_time_has_passed(ledger: Ledger, walk: Walk, time: Backend) -> None:
+    run = await walk.running()
+    before = await walk.seen(run.task_id)
+
+    await time.advance(60)
+    [again] = await ledger.runs.claim([run.reference], walk.worker_id, KINDS)
+
+    after = await walk.seen(run.task_id)
+    assert before.task.started_at
+    assert after.task.started_at
+    assert await time.now() - after.task.started_at > timedelta(seconds=55)
+    assert again.waited_seconds == pytest.approx(run.waited_seconds, abs=0.001)
 
 
 async def test_record(ledger: Ledger, walk: Walk) -> None:
