@@ -103,8 +103,9 @@ class Outbox(Protocol):
     async def returned(
         self, row_ids: Sequence[int], error: str, most: int, delay_seconds: float
     ) -> list[int]:
-        """Count an attempt of rows that no queue takes; those with `most` attempts become FAILED, returned.
+        """Count an attempt of leased rows that no queue takes; with `most` they become FAILED, returned.
 
+        It ends their lease, and a row that is not leased is not counted.
         A task NEW or PENDING with the same dispatch becomes FAILED with reason `undeliverable`.
         """
 

@@ -95,10 +95,12 @@ UPDATE outbox o SET leased_until = NULL, available_at = now() + make_interval(se
 FROM locked l WHERE o.id = l.id RETURNING 1
 """
 
+# The count ends the lease, by which a repeat of the call is known.
 _RETURNED = (
     """
 WITH locked AS (
-    SELECT id FROM outbox WHERE id = ANY($1::bigint[]) AND status = 0 ORDER BY id FOR NO KEY UPDATE
+    SELECT id FROM outbox WHERE id = ANY($1::bigint[]) AND status = 0 AND leased_until IS NOT NULL
+    ORDER BY id FOR NO KEY UPDATE
 ), counted AS (
     UPDATE outbox o SET attempts = o.attempts + 1, error = $2, leased_until = NULL,
         status = CASE WHEN o.attempts + 1 >= $3 THEN 1 ELSE 0 END,
@@ -184,7 +186,7 @@ class PostgresOutbox:
     async def returned(
         self, row_ids: Sequence[int], error: str, most: int, delay_seconds: float
     ) -> list[int]:
-        """Count an attempt; rows that have had `most` become FAILED, with their waiting tasks."""
+        """Count an attempt of leased rows; those with `most` become FAILED, with their waiting tasks."""
         failed = await self._database.fetch(_RETURNED, [list(row_ids), error, most, delay_seconds])
         if failed:
             self._signals.notify(DONE)

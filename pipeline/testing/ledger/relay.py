@@ -69,10 +69,10 @@ class MemoryOutbox:
     async def returned(
         self, row_ids: Sequence[int], error: str, most: int, delay_seconds: float
     ) -> list[int]:
-        """Count an attempt; rows that have had `most` become FAILED, with their waiting tasks."""
+        """Count an attempt of leased rows; those with `most` become FAILED, with their waiting tasks."""
         require_storable(error)
         failed = []
-        for row in self._waiting(row_ids):
+        for row in self._waiting([row_id for row_id in row_ids if row_id in self._state.leased_until]):
             counted = replace(row, attempts=row.attempts + 1, error=error)
             if counted.attempts < most:
                 self._put_off(counted, delay_seconds)
@@ -90,6 +90,7 @@ class MemoryOutbox:
         self._state.outbox[row.id] = replace(row, available_at=self._state.now(delay_seconds))
 
     def _give_up(self, sent: OutboxRow, error: str) -> None:
+        self._state.leased_until.pop(sent.id, None)
         self._state.outbox[sent.id] = replace(sent, status=OutboxStatus.FAILED)
         if row := self._state.current(sent.reference, *WAITING):
             self._state.note(row, Failure("Undeliverable", error, Reason.UNDELIVERABLE))

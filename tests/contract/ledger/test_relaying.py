@@ -317,7 +317,7 @@ async def test_a_row_given_up_fails_no_task_that_is_past_waiting(
 ) -> None:
     task = await walk.pending()
     await ledger.runs.hand_back([reference(task)], 0.0)
-    [row] = await walk.rows(task.id)
+    row = await walk.leased(task.id)
     run = await walk.claim(task)
     if status is not Status.IN_PROGRESS:
         await ledger.runs.record([builders.ending(run, status)])
@@ -332,7 +332,7 @@ async def test_a_row_given_up_fails_no_task_that_is_past_waiting(
 async def test_a_row_given_up_fails_no_task_of_a_later_dispatch(ledger: Ledger, walk: Walk) -> None:
     task = await walk.pending()
     await ledger.runs.hand_back([reference(task)], 0.0)
-    [row] = await walk.rows(task.id)
+    row = await walk.leased(task.id)
     await ledger.runs.record([builders.interrupted(await walk.claim(task))])
 
     assert await ledger.outbox.returned([row.id], "no queue", 1, 0.0) == [row.id]
@@ -344,7 +344,7 @@ async def test_a_row_given_up_fails_no_task_of_a_later_dispatch(ledger: Ledger, 
 async def test_an_error_that_postgresql_cannot_store_counts_nothing(
     ledger: Ledger, walk: Walk, bad: str
 ) -> None:
-    await walk.new()
+    await walk.leased((await walk.new()).id)
     row = await only_row(walk)
 
     with pytest.raises(Refused):
@@ -383,7 +383,7 @@ async def test_retrying_the_row_of_an_undeliverable_task_replays_it(ledger: Ledg
 async def test_a_replay_does_not_go_by_the_route_that_failed(ledger: Ledger, walk: Walk) -> None:
     run = await walk.running()
     await ledger.runs.record([builders.retry(run, route="tasks.medium.retry.99999s")])
-    [row] = await walk.rows(run.task_id)
+    row = await walk.leased(run.task_id)
     await ledger.outbox.returned([row.id], "no such route", 1, 0.0)
 
     retried = await ledger.outbox.retry(CALLER, row.id)
@@ -395,7 +395,7 @@ async def test_a_replay_does_not_go_by_the_route_that_failed(ledger: Ledger, wal
 async def test_retrying_any_other_row_only_sends_it_again(ledger: Ledger, walk: Walk) -> None:
     run = await walk.running()
     await ledger.runs.record([builders.dead(run)])
-    [notice] = await walk.rows(run.task_id)
+    notice = await walk.leased(run.task_id)
     await ledger.outbox.returned([notice.id], "no queue", 1, 0.0)
     before = await walk.task(run.task_id)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 from msgspec.structs import replace
 
-from storage.model import Accepted, Caller, KeyReused, Priority, Reference, Rescued, Status
+from storage.model import Accepted, Caller, KeyReused, OutboxStatus, Priority, Reference, Rescued, Status
 from tests.contract.ledger.walk import KINDS, LEASE_SECONDS, reference
 from tests.support import builders
 
@@ -112,6 +112,17 @@ async def test_release_of_rows(ledger: Ledger, walk: Walk) -> None:
 
     [again] = await ledger.outbox.poll(10, LEASE_SECONDS)
     assert (again.id, again.attempts) == (row.id, 0)
+
+
+async def test_returned(ledger: Ledger, walk: Walk) -> None:
+    task = await walk.new()
+    [row] = await ledger.outbox.poll(10, LEASE_SECONDS)
+
+    await twice(lambda: ledger.outbox.returned([row.id], "no queue", 2, 0.0))
+
+    [kept] = await walk.rows(task.id)
+    assert (kept.attempts, kept.status) == (1, OutboxStatus.WAITING)
+    assert (await walk.task(task.id)).status is Status.NEW
 
 
 async def test_returned_after_the_last_attempt(ledger: Ledger, walk: Walk) -> None:

@@ -151,7 +151,7 @@ async def cancellable(walk: Walk) -> Callable[[], Awaitable[object]]:
 
 
 async def undeliverable(walk: Walk) -> Callable[[], Awaitable[object]]:
-    [row] = await walk.rows((await walk.new()).id)
+    row = await walk.leased((await walk.new()).id)
     return lambda: walk.ledger.outbox.returned([row.id], "no queue", 1, 0.0)
 
 

@@ -62,7 +62,7 @@ class Walk:
     async def undeliverable(self, **changes: Any) -> Task:
         """A task that its FAILED outbox row made FAILED."""
         task = await self.new(**changes)
-        await self.ledger.outbox.returned([(await self.rows(task.id, task.tenant))[0].id], "no queue", 1, 0.0)
+        await self.ledger.outbox.returned([(await self.leased(task.id)).id], "no queue", 1, 0.0)
         return await self.task(task.id, task.tenant)
 
     async def to(self, status: Status, **changes: Any) -> Task:
@@ -82,6 +82,13 @@ class Walk:
         rows = await self.ledger.outbox.poll(1000, LEASE_SECONDS)
         await self.ledger.outbox.settle([(row.id, hold_seconds) for row in rows])
         return rows
+
+    async def leased(self, task_id: UUID) -> OutboxRow:
+        """The one due row of a task, leased; all other rows are not."""
+        rows = await self.ledger.outbox.poll(1000, LEASE_SECONDS)
+        await self.ledger.outbox.release([row.id for row in rows if row.task_id != task_id], 0.0)
+        [row] = [row for row in rows if row.task_id == task_id]
+        return row
 
     async def claim(self, task: Task, worker_id: UUID | None = None) -> Run:
         """Claim for a worker that has reported for duty, this walk's unless another is named."""
