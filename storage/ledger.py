@@ -70,9 +70,10 @@ class PostgresLedger:
     async def ready(self) -> None:
         """Return when the database answers, in English, and its schema fits.
 
+        Once it did, newer migrations pass: a rolling upgrade must not take every old gateway out of service.
         Raises Unavailable, SchemaMismatch, or StorageError for messages in another language.
         """
-        await check(self._work)
+        await check(self._work, beside_newer=self._understood)
         if not self._understood:
             [(language,)] = await self._work.fetch(_LANGUAGE)
             if not re.match(r"C\b|POSIX|en|$", language, re.IGNORECASE):

@@ -42,14 +42,17 @@ def shipped() -> list[Migration]:
     return [Migration(name, sql, hashlib.sha256(sql.encode()).hexdigest()) for name, sql in texts]
 
 
-async def pending(database: Database) -> list[Migration]:
-    """List what is not yet applied; raises SchemaMismatch where the database knows other ones."""
+async def pending(database: Database, *, beside_newer: bool = False) -> list[Migration]:
+    """List what is not yet applied; raises SchemaMismatch where the database knows other ones.
+
+    Newer ones pass where code may go on `beside_newer`.
+    """
     [(exists,)] = await database.fetch(_EXISTS)
     rows = await database.fetch(_APPLIED) if exists else []
     applied: dict[str, str] = {row[0]: row[1] for row in rows}
     migrations = shipped()
     unknown = applied.keys() - {migration.name for migration in migrations}
-    if unknown:
+    if unknown and not beside_newer:
         raise SchemaMismatch(
             f"the database has migrations this code does not know: {', '.join(sorted(unknown))}"
         )
@@ -76,8 +79,8 @@ async def migrate(database: Database) -> list[str]:
     return [migration.name for migration in missing]
 
 
-async def check(database: Database) -> None:
-    """Return when the schema fits this code exactly; raises SchemaMismatch and says what to do."""
-    names = [migration.name for migration in await pending(database)]
+async def check(database: Database, *, beside_newer: bool = False) -> None:
+    """Return when the schema fits this code; raises SchemaMismatch and says what to do."""
+    names = [migration.name for migration in await pending(database, beside_newer=beside_newer)]
     if names:
         raise SchemaMismatch(f"not yet applied: {', '.join(names)}; run `baton migrate`")
