@@ -203,25 +203,37 @@ def judge(response: Response) -> Answer:
         raise Permanent(f"the endpoint answered {status} and points to {where}; redirects are not followed")
     said = response.body[:LONGEST_QUOTE].decode(errors="replace")
     message = f"the endpoint answered {status}: {said}" if said else f"the endpoint answered {status}"
-    if status in {429, 503} and (seconds := retry_after(response.headers.get("retry-after", ""))) is not None:
-        raise RetryLater(seconds, message)
+    if status in {429, 503}:
+        named = response.headers.get("retry-after", "")
+        seconds = retry_after(named, response.headers.get("date", ""))
+        if seconds is not None:
+            raise RetryLater(seconds, message)
     if 400 <= status < 500 and status not in WORTH_A_REPEAT:  # noqa: PLR2004 - as above
         raise Permanent(message)
     raise Unsuccessful(message)
 
 
-def retry_after(value: str) -> float | None:
-    """Read a Retry-After (RFC 9110 10.2.3), seconds or a date, as 1 to 86,400 seconds; None if neither."""
+def retry_after(value: str, answered: str = "") -> float | None:
+    """Read a Retry-After (RFC 9110 10.2.3), seconds or a date, as 1 to 86,400 seconds; None if neither.
+
+    A date counts from when the endpoint `answered` by its own clock, and from now where it did not say.
+    """
     if re.fullmatch("[0-9]{1,12}", value):
         seconds = float(value)
+    elif (until := _moment(value)) is not None:
+        seconds = (until - (_moment(answered) or datetime.now(UTC))).total_seconds()
     else:
-        try:
-            when = parsedate_to_datetime(value)
-        except (ValueError, OverflowError):
-            return None
-        seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        return None
     least, most = RETRY_AFTER_SECONDS
     return min(max(seconds, least), most)
+
+
+def _moment(date: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC)
 
 
 def _readable(response: Response) -> tuple[str, Literal["utf-8", "base64"]]:

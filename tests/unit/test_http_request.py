@@ -308,6 +308,15 @@ class TestAnswer:
             await call(there)
         assert caught.value.seconds == 17
 
+    async def test_an_endpoint_that_names_a_date_is_called_then_by_its_clock(
+        self, there: server.Endpoint
+    ) -> None:
+        dates = ("Date: Sat, 01 Jan 2000 00:00:10 GMT", "Retry-After: Sat, 01 Jan 2000 00:01:10 GMT")
+        there.answers = [answer(503, b"", *dates)]
+        with pytest.raises(RetryLater) as caught:
+            await call(there)
+        assert caught.value.seconds == 60
+
     @pytest.mark.parametrize(
         "raw",
         [
@@ -356,6 +365,14 @@ class TestRetryAfter:
         seconds = retry_after(date)
         assert seconds is not None
         assert low <= seconds <= high
+
+    def test_a_date_counts_from_the_date_of_its_answer(self) -> None:
+        # Whose clock is wrong, theirs or ours, then makes no difference.
+        assert retry_after("Sat, 01 Jan 2000 00:00:40 GMT", "Sat, 01 Jan 2000 00:00:10 GMT") == 30
+
+    @pytest.mark.parametrize("date", ["", "yesterday"])
+    def test_without_that_it_counts_from_now(self, date: str) -> None:
+        assert retry_after("Sat, 01 Jan 2000 00:00:40 GMT", date) == 1
 
     def test_a_date_without_a_zone_is_in_utc(self) -> None:
         assert retry_after("Fri, 31 Dec 9999 23:59:59 -0000") == 86_400
