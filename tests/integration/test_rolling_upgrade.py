@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 
+from pipeline.ports import DeadLetters, Outbox, Runs, Submissions, Tasks, Upkeep, Workers
 from storage.errors import SchemaMismatch
 from storage.ledger import PostgresLedger
 from storage.model import Caller, Priority, Reference, Status, TaskFilter
@@ -31,14 +32,17 @@ async def life(ledger: PostgresLedger) -> None:
     ones = [submission(), submission(key=str(uuid4()), fingerprint="f"), submission(), submission()]
     await ledger.submissions.submit(ones)
     await ledger.submissions.submit(ones)
+    assert await ledger.submissions.repeated(ones[1:2])
     assert await ledger.submissions.waiting(100) >= len(ones)
     rows = await ledger.outbox.poll(1000, 60.0)
     await ledger.outbox.release([row.id for row in rows], 0.0)
+    rows = await ledger.outbox.poll(1000, 60.0)
+    await ledger.outbox.renew([row.id for row in rows], 60.0)
     given_up = next(row for row in rows if row.task_id == ones[3].id)
     assert await ledger.outbox.returned([given_up.id], "no queue", 1, 0.0) == [given_up.id]
     assert await ledger.outbox.retry(CALLER, given_up.id)
     assert await ledger.outbox.capacity()
-    rows = await ledger.outbox.poll(1000, 60.0)
+    rows += await ledger.outbox.poll(1000, 60.0)
     assert await ledger.outbox.find(CALLER, status=None, before=None, limit=100)
     await ledger.outbox.settle([(row.id, 0.0) for row in rows])
     await ledger.runs.hand_back([Reference(ones[0].id, 1)], 0.0)
@@ -65,6 +69,7 @@ async def life(ledger: PostgresLedger) -> None:
     await ledger.dead_letters.bury_undecodable(b"?", {}, "unreadable")
 
     await ledger.workers.declare_dead(60.0)
+    await ledger.workers.declare_disconnected_dead(await ledger.workers.disconnected())
     await ledger.workers.close(worker_id)
     await ledger.upkeep.rescue(100, 60.0)
     await ledger.upkeep.claimed_through()
@@ -72,6 +77,39 @@ async def life(ledger: PostgresLedger) -> None:
     await ledger.upkeep.resend(Priority.MEDIUM, None, 100)
     await ledger.upkeep.backlog(100)
     await ledger.upkeep.prune(3600.0, 3600.0, 100)
+    await ledger.upkeep.restart_volatile()
+
+
+class Noting:
+    """A hand of the ledger that notes what is asked of it."""
+
+    def __init__(self, hand: object, asked: set[str]) -> None:
+        self._hand = hand
+        self._asked = asked
+
+    def __getattr__(self, name: str) -> Any:
+        self._asked.add(name)
+        return getattr(self._hand, name)
+
+
+async def test_life_asks_all_there_is_to_ask(ledger_database: Address) -> None:
+    hands: dict[str, type] = {
+        "submissions": Submissions,
+        "tasks": Tasks,
+        "outbox": Outbox,
+        "runs": Runs,
+        "workers": Workers,
+        "upkeep": Upkeep,
+        "dead_letters": DeadLetters,
+    }
+    asked: dict[str, set[str]] = {name: set() for name in hands}
+    async with PostgresLedger(ledger_database) as ledger:
+        for name in hands:
+            setattr(ledger, name, Noting(getattr(ledger, name), asked[name]))
+        await life(ledger)
+    assert asked == {
+        name: {call for call in vars(port) if not call.startswith("_")} for name, port in hands.items()
+    }
 
 
 async def test_columns_that_newer_code_brings_disturb_no_statement(ledger_database: Address) -> None:
