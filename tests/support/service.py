@@ -19,11 +19,12 @@ from tests.support.ledgers import address_of
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from tests.support import servers
 
 BATON = Path(sys.executable).with_name("baton")
+RUN = (BATON, "run")
 HANDLERS = "tests.support.work"
 QUICK = {
     "WORKER_LEASE_SECONDS": "3",
@@ -103,13 +104,15 @@ class Service:
         assert self._client is not None, "no gateway was started"
         return self._client
 
-    async def start(self, role: str, **environment: str) -> Process:
-        """Start a process with these roles; a gateway is returned once it listens."""
+    async def start(self, role: str, *, command: Sequence[str | Path] = RUN, **environment: str) -> Process:
+        """Start a process with these roles; a gateway is returned once it listens.
+
+        Another `command` stands for the program itself, with a part of it replaced.
+        """
         log = self._folder / f"{role.replace(',', '-')}-{len(self._processes)}.log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                BATON,
-                "run",
+                *command,
                 env=self._environment | {"ROLE": role} | environment,
                 cwd=self._folder,
                 stdin=asyncio.subprocess.DEVNULL,
