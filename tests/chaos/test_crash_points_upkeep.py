@@ -89,27 +89,29 @@ async def test_what_nobody_can_read_is_kept_before_its_message_goes(
 
 
 async def in_progress(service: Service) -> dict[str, Any]:
-    """Let a worker claim a task and fall silent."""
+    """Let a worker claim a task and lose its connection."""
     task = await hand_over(service, "work.do", max_retries=0)
     async with PostgresLedger(service.database.address) as ledger:
         worker = beat()
         await ledger.workers.beat(worker)
         [_run] = await ledger.runs.claim([Reference(uuid.UUID(task["id"]), 1)], worker.worker_id, ["work.do"])
-    await service.silence_workers()
     return task
 
 
 @pytest.mark.parametrize(
     ("point", "moved", "sent"),
     [
-        pytest.param("janitor.after_declare_dead", Shown("IN_PROGRESS", 1), [1], id="after_declare_dead"),
-        pytest.param("janitor.after_rescue", Shown("PENDING", 2, losses=1), [1, 2], id="after_rescue"),
+        ("janitor.after_declare_dead", Shown("IN_PROGRESS", 1), [1]),
+        ("janitor.after_declare_disconnected_dead", Shown("IN_PROGRESS", 1), [1]),
+        ("janitor.after_rescue", Shown("PENDING", 2, losses=1), [1, 2]),
     ],
 )
 async def test_a_rescue_is_finished_by_the_next_janitor(
     deployed: Service, rabbitmq: Vhost, point: str, moved: Shown, sent: list[int]
 ) -> None:
     task = await in_progress(deployed)
+    if point == "janitor.after_declare_dead":
+        await deployed.silence_workers()
     janitor = Crash(deployed, point, "janitor")
     await janitor.start()
     async with janitor.there():

@@ -111,6 +111,9 @@ POINTS = {
     "dead-letter.after_bury": Point(PostgresDeadLetters, "bury", When.AFTER),
     "dead-letter.after_bury_undecodable": Point(PostgresDeadLetters, "bury_undecodable", When.AFTER),
     "janitor.after_declare_dead": Point(PostgresWorkers, "declare_dead", When.AFTER, _found_some),
+    "janitor.after_declare_disconnected_dead": Point(
+        PostgresWorkers, "declare_disconnected_dead", When.AFTER, _found_some
+    ),
     "janitor.after_rescue": Point(PostgresUpkeep, "rescue", When.AFTER, _found_some),
     "janitor.after_resend": Point(PostgresUpkeep, "resend", When.AFTER, _found_some),
     "janitor.after_prune": Point(PostgresUpkeep, "prune", When.AFTER, _found_some),
