@@ -1,6 +1,7 @@
 """A worker dies at a named point; only what it had claimed counts a loss, and nothing is recorded twice.
 
-Beside it run a relay, which publishes what a janitor has dispatched again.
+Beside it runs a relay. A janitor comes after the death, and only where something was claimed: it would send
+again what the worker has lost.
 """
 
 from __future__ import annotations
@@ -40,12 +41,6 @@ async def starts(service: Service, task: dict[str, Any], *dispatches: int) -> No
     await eventually(started, seconds=PATIENCE_SECONDS)
 
 
-async def replace(service: Service, worker: Crash) -> None:
-    """Declare the dead worker dead, as after a lease, before another one could be taken for it."""
-    await service.silence_workers()
-    await worker.start()
-
-
 @pytest.mark.parametrize("point", ["worker.after_first_beat", "worker.before_claim"])
 async def test_what_was_not_claimed_goes_back_to_its_queue(
     deployed: Service, rabbitmq: Vhost, point: str
@@ -53,13 +48,13 @@ async def test_what_was_not_claimed_goes_back_to_its_queue(
     task = await hand_over(deployed, "work.do")
     worker = Crash(deployed, point, "worker")
     await worker.start()
-    await deployed.start("relay,janitor")
+    await deployed.start("relay")
     async with worker.there():
-        await holds(rabbitmq, WORK, unacked=1)
         await waits(deployed, task)
+        await holds(rabbitmq, WORK, unacked=1)
         assert await deployed.database.fetch("SELECT running FROM workers WHERE dead_at IS NULL") == [(0,)]
     await holds(rabbitmq, WORK, ready=1)
-    await replace(deployed, worker)
+    await worker.start()
     assert await deployed.all_ended(1) == {"COMPLETED": 1}
     assert await shown(deployed, task) == Shown("COMPLETED", 1, starts=(1,))
     await at_rest(deployed, rabbitmq)
@@ -81,14 +76,15 @@ async def test_what_was_claimed_counts_one_loss_and_runs_under_the_next_dispatch
     task = await hand_over(deployed, handler, max_retries=0)
     worker = Crash(deployed, point, "worker")
     await worker.start()
-    await deployed.start("relay,janitor")
+    await deployed.start("relay")
     async with worker.there():
         await holds(rabbitmq, WORK, unacked=unacked)
         await starts(deployed, task, *started)
         assert await shown(deployed, task) == Shown("IN_PROGRESS", 1, starts=started)
         assert await deployed.database.fetch("SELECT 1 FROM results") == []
     deployed.open_gate(2)
-    await replace(deployed, worker)
+    await deployed.start("janitor")
+    await worker.start()
     assert await deployed.all_ended(1) == {"COMPLETED": 1}
     await at_rest(deployed, rabbitmq)
     assert await shown(deployed, task) == Shown("COMPLETED", 2, losses=1, starts=(*started, 2))
@@ -109,11 +105,11 @@ async def test_a_verdict_whose_answer_was_not_heard_stands(
     task = await hand_over(deployed, handler, max_retries=1)
     worker = Crash(deployed, "worker.after_record", "worker")
     await worker.start(RETRY_DELAYS_SECONDS="3")
-    await deployed.start("relay,janitor")
+    await deployed.start("relay")
     async with worker.there():
         assert await shown(deployed, task) == recorded
         assert await deployed.database.fetch("SELECT 1 FROM tasks WHERE worker_id IS NOT NULL") == []
-    await replace(deployed, worker)
+    await worker.start()
     assert await deployed.all_ended(1) == {ended.status: 1}
     failed = int(ended.status == "FAILED")
     await at_rest(deployed, rabbitmq, notices=failed)
@@ -125,7 +121,7 @@ async def test_what_a_claim_has_handed_back_is_handed_back_again_and_starts_once
     deployed: Service, rabbitmq: Vhost
 ) -> None:
     task = await hand_over(deployed, "work.do")
-    await deployed.start("relay,janitor")
+    await deployed.start("relay")
     await waits(deployed, task)
     await deployed.database.fetch("UPDATE queues SET paused = true RETURNING 1")
     worker = Crash(deployed, "worker.after_refused_claim", "worker")
@@ -134,7 +130,7 @@ async def test_what_a_claim_has_handed_back_is_handed_back_again_and_starts_once
         await holds(rabbitmq, WORK, unacked=1)
         assert await outbox(deployed) == [(1, WORK, False)]
         assert await shown(deployed, task) == Shown("PENDING", 1)
-    await replace(deployed, worker)
+    await worker.start()
     await holds(rabbitmq, WORK)
     assert await outbox(deployed) == [(1, WORK, False)] * 2
     await deployed.database.fetch("UPDATE queues SET paused = false RETURNING 1")
@@ -155,7 +151,7 @@ async def test_what_found_no_slot_is_lost_to_nobody(
 ) -> None:
     worker = Crash(deployed, point, "worker")
     process = await worker.start(WORKER_CONCURRENCY="1")
-    await deployed.start("relay,janitor")
+    await deployed.start("relay")
     running = await hand_over(deployed, "work.gated")
     await starts(deployed, running, 1)
     behind = await hand_over(deployed, "work.do")
@@ -168,7 +164,8 @@ async def test_what_found_no_slot_is_lost_to_nobody(
         assert await outbox(deployed) == sent_again
         assert await shown(deployed, behind) == Shown("PENDING", 1)
     deployed.open_gate(2)
-    await replace(deployed, worker)
+    await deployed.start("janitor")
+    await worker.start()
     assert await deployed.all_ended(2) == {"COMPLETED": 2}
     await at_rest(deployed, rabbitmq)
     assert await shown(deployed, running) == Shown("COMPLETED", 2, losses=1, starts=(1, 2))
@@ -182,14 +179,14 @@ async def test_a_drain_that_has_recorded_its_interruptions_costs_no_loss(
     worker = Crash(deployed, point, "worker")
     process = await worker.start(DRAIN_SECONDS="0")
     task = await hand_over(deployed, "work.gated")
-    await deployed.start("relay,janitor")
+    await deployed.start("relay")
     await starts(deployed, task, 1)
     process.signal(signal.SIGTERM)
     async with worker.there():
         assert await shown(deployed, task) == Shown("PENDING", 2, starts=(1,))
         assert await deployed.database.fetch("SELECT count(*)::int FROM workers") == [(1,)]
     deployed.open_gate(2)
-    await replace(deployed, worker)
+    await worker.start()
     assert await deployed.all_ended(1) == {"COMPLETED": 1}
     await at_rest(deployed, rabbitmq)
     assert await shown(deployed, task) == Shown("COMPLETED", 2, starts=(1, 2))
