@@ -1,7 +1,7 @@
 # The doors of the project. A bare Debian with python3, pip and make is enough: everything else is brought
 # into this folder, and once it is there no network is needed.
 .DEFAULT_GOAL := help
-.PHONY: help run test check format
+.PHONY: help run test chaos check format figures
 
 SOURCES := baton_tasks.py gateway pipeline storage tests
 UV_VERSION := 0.13.9
@@ -9,6 +9,8 @@ UV := .tools/uv-$(UV_VERSION)
 BIN := .venv/bin
 # Most tests wait for servers, so three processes share two cores well; each has servers of its own.
 TEST_PROCESSES := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+MINUTES := 3
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_PYTHON_PREFERENCE := only-system
@@ -22,14 +24,21 @@ run: .venv/synced ## start everything at http://127.0.0.1:8000, data in .baton/
 test: .venv/synced ## run every test, with private servers
 	@exec $(BIN)/pytest $(TEST_PROCESSES)
 
-check: .venv/synced ## check format, lint, types and container files, then run every test
+chaos: .venv/synced ## break the service for MINUTES, as SEED says: make chaos MINUTES=3 SEED=1
+	@exec $(BIN)/python -m tests.chaos.harness --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+check: .venv/synced ## check format, lint, types and container files, run every test, then chaos
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 	$(BIN)/hadolint Containerfile
 	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory chaos
 	@echo "make check: everything passed"
+
+figures: .venv/synced ## write the figures of tests/chaos/reports into documents/guarantees.md
+	@exec $(BIN)/python -m tests.chaos.harness.figures
 
 format: .venv/synced ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff format $(SOURCES)
