@@ -63,7 +63,7 @@ async def run(scenario: Scenario, folder: Path, servers: Servers) -> History:
         nemesis_log = Log(folder / "nemesis.events", "nemesis")
         async with (
             Clients(deployment.url, chance[2], clients_log, scenario.tasks_per_second) as clients,
-            _clock(deployment, log),
+            _clock(log),
         ):
             await clients.up()
             until = asyncio.Event()
@@ -117,13 +117,12 @@ async def _depths(deployment: Deployment) -> dict[str, tuple[int, int]]:
 
 
 @asynccontextmanager
-async def _clock(deployment: Deployment, log: Log) -> AsyncIterator[None]:
+async def _clock(log: Log) -> AsyncIterator[None]:
     """Compare the clocks now and then."""
 
     async def compare() -> None:
         while True:
-            with suppress(StorageError):
-                log.write(await changes.clock(deployment.database, log.by))
+            log.write(changes.clock(log.by))
             await asyncio.sleep(CLOCK_SECONDS)
 
     comparing = asyncio.create_task(compare())
