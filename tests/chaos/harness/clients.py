@@ -25,7 +25,7 @@ MOST_OPEN = 400
 """Calls under way at most: an outage must not end in a flood of them."""
 
 ANSWER_SECONDS = 8.0
-DEADLY_EVERY_SECONDS = 25.0
+DEADLY_EVERY_SECONDS = 20.0
 GIVE_UP_SECONDS = 60.0
 """How long a client repeats a call that is not answered."""
 
@@ -80,7 +80,7 @@ class Clients:
         """Ask for work, steadily, until told to stop."""
         singles = batches = 0.0
         next_tick = now()
-        next_deadly = next_tick + DEADLY_EVERY_SECONDS / 2
+        next_deadly = next_tick + DEADLY_EVERY_SECONDS
         while not until.is_set():
             singles += self._singles_per_tick
             batches += self._batches_per_tick
