@@ -22,7 +22,8 @@ run: .venv/synced ## start everything at http://127.0.0.1:8000, data in .baton/
 	@exec $(BIN)/baton run --embedded
 
 test: .venv/synced ## run every test, with private servers
-	@exec $(BIN)/pytest $(TEST_PROCESSES)
+	@$(BIN)/pytest $(TEST_PROCESSES) -m "not alone"
+	@exec $(BIN)/pytest -m alone
 
 chaos: .venv/synced ## break the service for MINUTES, as SEED says: make chaos MINUTES=3 SEED=1
 	@exec $(BIN)/python -m tests.chaos.harness --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

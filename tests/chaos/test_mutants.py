@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tests.chaos.harness.history import History
 
+pytestmark = pytest.mark.alone
+
 SEEDS = (1, 2, 3)
 PARTS = tuple(part for part in WHOLE if part.name not in ("relay-2", "worker-3"))
 REST_SECONDS = 90.0

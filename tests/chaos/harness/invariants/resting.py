@@ -92,7 +92,8 @@ def conservation(timeline: Timeline) -> Iterator[Broken]:
 
 
 def living_processes_make_progress(timeline: Timeline) -> Iterator[Broken]:
-    """Once the faults are over no process lives for 30 s without doing what it is there for."""
+    """Once all is up and faults are over no process lives for 30 s without doing what it is there for."""
+    up_at = min((post.began for post in timeline.of(Submitted)), default=0.0)
     answered = sorted(
         event.at
         for kind in (Submitted, CancelAsked, Seen)
@@ -102,7 +103,7 @@ def living_processes_make_progress(timeline: Timeline) -> Iterator[Broken]:
     for incarnation in timeline.incarnations:
         if incarnation.exited is not None and incarnation.exited.at <= timeline.ended_at:
             continue
-        since = max(timeline.last_fault_at, incarnation.started_at)
+        since = max(up_at, timeline.last_fault_at, incarnation.started_at)
         role = incarnation.program.partition("-")[0]
         if role == "gateway":
             silent = _longest_silence(answered, since, timeline.load_ended_at)
