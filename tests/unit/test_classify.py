@@ -205,7 +205,7 @@ class TestLanguage:
             assert "lc_messages" in sql
             return [(language,)]
 
-        async def fits(_: Database, *, beside_newer: bool = False) -> None:  # noqa: ARG001 - the keyword of `check`
+        async def fits(_: Database, *, beside_newer: bool = False) -> None:
             pass
 
         monkeypatch.setattr(Database, "fetch", answer)
