@@ -1,7 +1,7 @@
 # The doors of the project. A bare Debian with python3, pip and make is enough: everything else is brought
 # into this folder, and once it is there no network is needed.
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos check format figures
+.PHONY: help run test chaos mutants check format figures
 
 SOURCES := baton_tasks.py gateway pipeline storage tests
 UV_VERSION := 0.13.9
@@ -22,20 +22,21 @@ run: .venv/synced ## start everything at http://127.0.0.1:8000, data in .baton/
 	@exec $(BIN)/baton run --embedded
 
 test: .venv/synced ## run every test, with private servers
-	@$(BIN)/pytest $(TEST_PROCESSES) -m "not alone"
-	@exec $(BIN)/pytest -m alone
+	@exec $(BIN)/pytest $(TEST_PROCESSES) -m "not alone"
 
 chaos: .venv/synced ## break the service for MINUTES, as SEED says: make chaos MINUTES=3 SEED=1
 	@exec $(BIN)/python -m tests.chaos.harness --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-check: .venv/synced ## check format, lint, types and container files, run every test, then chaos
+mutants: .venv/synced ## check the checker of chaos by programs with one mistake each, for a quarter of an hour
+	@exec $(BIN)/pytest -m alone
+
+check: .venv/synced ## check format, lint, types and container files, then run every test
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 	$(BIN)/hadolint Containerfile
 	@$(MAKE) --no-print-directory test
-	@$(MAKE) --no-print-directory chaos
 	@echo "make check: everything passed"
 
 figures: .venv/synced ## write the figures of tests/chaos/reports into documents/guarantees.md
