@@ -23,6 +23,7 @@ from storage.errors import OutcomeUnknown, StorageError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+    from uuid import UUID
 
     from pipeline.handlers.registry import Handlers
     from pipeline.roles import Ports
@@ -134,17 +135,23 @@ class Process:
                     await work.run(self._stop, self._grace_seconds)
                 finally:
                     drained.set()
-        if not slots.held:
-            await self._sign_off(duty)
+        await self._sign_off(duty.worker_id)
 
-    async def _sign_off(self, duty: Duty) -> None:
-        """Close the worker's row; where that fails it is declared dead after a lease, and held nothing."""
+    async def _sign_off(self, worker_id: UUID) -> None:
+        """Give up what the database counts as this worker's, and close its row.
+
+        It holds what it has claimed without hearing of it, and what it has run without being heard. Where the
+        database does not answer, the worker is declared dead, and that counts as a loss.
+        """
+        runs, workers = self._ports.ledger.runs, self._ports.ledger.workers
         try:
-            await self._ports.ledger.workers.close(duty.worker_id)
+            if left := await runs.held_by(worker_id):
+                await runs.release([holding.reference for holding in left], worker_id)
+            await workers.close(worker_id)
         except StorageError as error:
-            log.warning("not signed off", worker_id=str(duty.worker_id), error=str(error))
+            log.warning("not signed off", worker_id=str(worker_id), error=str(error))
         else:
-            log.info("signed off", worker_id=str(duty.worker_id))
+            log.info("signed off", worker_id=str(worker_id), given_up=len(left))
 
     async def _gateway(self) -> None:
         """Serve HTTP. The gateway is found by name: it imports the pipeline, never the other way round."""

@@ -13,7 +13,7 @@ from pipeline.handlers.registry import Handlers
 from pipeline.monitoring import Metrics
 from pipeline.settings import Role, Settings
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
-from storage.errors import Unavailable
+from storage.errors import OutcomeUnknown, Unavailable
 from storage.model import Caller, Priority, Status
 from tests.support.builders import submission
 from tests.support.stages import kept
@@ -139,6 +139,24 @@ async def test_a_worker_stops_in_time_although_the_database_is_away() -> None:
         await eventually(lambda: len(claimed) == 2)
     async with process.broker:
         assert await kept(process.broker, "tasks.medium") == 2
+
+
+async def test_a_claim_whose_answer_never_came_is_handed_back_at_the_end_and_counts_no_loss() -> None:
+    process = Process()
+    original = process.ledger.runs.claim
+
+    async def claim(references: Sequence[Reference], worker_id: UUID, kinds: Sequence[str]) -> list[Run]:
+        await original(references, worker_id, kinds)
+        raise OutcomeUnknown("the reply was lost")
+
+    process.ledger.runs.claim = claim  # type: ignore[method-assign]  # the fault
+    async with process.running():
+        task_id = await process.submit("wired.echo")
+        await process.becomes(task_id, Status.IN_PROGRESS)
+    task = await process.ledger.tasks.get(CALLER, task_id)
+    assert task is not None
+    assert (task.status, task.dispatch, task.attempt, task.losses) == (Status.PENDING, 2, 1, 0)
+    assert await process.workers() == 0
 
 
 async def test_a_worker_signs_off_without_a_database() -> None:
