@@ -13,13 +13,13 @@ from pipeline.broker import Message, Publication, QueueMismatch
 from pipeline.broker.topology import UnknownRoute
 from pipeline.flow import Stage
 from pipeline.references import encode
-from storage.model import OutboxRow
+from storage.model import Capacity, OutboxRow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from pipeline.broker import Broker
-    from storage.model import Capacity, Priority
+    from storage.model import Priority
 
 log = structlog.get_logger()
 
@@ -27,6 +27,11 @@ MOST_REFERENCES = 64
 """What one message carries at most: beyond it packing gains little, and one worker would get too much."""
 
 CAPACITY_SECONDS = 1.0
+
+SUPPOSED = Capacity(workers=16, free=16 * MOST_REFERENCES)
+"""Who will come where nobody works now. A message for each reference took the broker 1 KB of memory, and the
+workers that returned three times as long; too large a message is handed back in part.
+"""
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -87,9 +92,9 @@ class Publish(Stage[list[OutboxRow], Published]):
         if time.monotonic() - self._asked_at >= CAPACITY_SECONDS:
             self._capacity = await self._ask_capacity()
             self._asked_at = time.monotonic()
-        capacity = self._capacity.get(rows[0].priority)
-        if capacity is None or not capacity.workers:
-            return 1
+        capacity = self._capacity.get(rows[0].priority, SUPPOSED)
+        if not capacity.workers:
+            capacity = SUPPOSED
         share = -(-len(rows) // capacity.workers)
         return max(1, min(share, capacity.free // capacity.workers, MOST_REFERENCES))
 

@@ -199,6 +199,7 @@ async def test_a_relay_that_stops_waits_neither_for_rows_nor_for_the_broker() ->
         (10, Capacity(1, 4), [4, 4, 2]),
         (3, Capacity(1, 0), [1, 1, 1]),
         (3, Capacity(0, 0), [1, 1, 1]),
+        (160, Capacity(0, 0), [10] * 16),
         (130, Capacity(1, 1000), [64, 64, 2]),
     ],
 )
