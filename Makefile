@@ -1,7 +1,7 @@
 # The doors of the project. A bare Debian with python3, pip and make is enough: everything else is brought
 # into this folder, and once it is there no network is needed.
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos mutants check format figures
+.PHONY: help run test chaos mutants overload check format figures
 
 SOURCES := baton_tasks.py gateway pipeline storage tests
 UV_VERSION := 0.13.9
@@ -29,6 +29,9 @@ chaos: .venv/synced ## break the service for MINUTES, as SEED says: make chaos M
 
 mutants: .venv/synced ## check the checker of chaos by programs with one mistake each, for a quarter of an hour
 	@exec $(BIN)/pytest -m alone
+
+overload: .venv/synced ## post 500,000 tasks while nobody works, and watch the memory of every process
+	@exec $(BIN)/python -m tests.chaos.harness.overload
 
 check: .venv/synced ## check format, lint, types and container files, then run every test
 	$(BIN)/ruff format --check $(SOURCES)

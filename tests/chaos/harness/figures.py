@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,7 +32,7 @@ def figures(reports: Path) -> str:
     """Write all tables for which there is a report."""
     found = {file.stem: msgspec.json.decode(file.read_bytes()) for file in sorted(reports.glob("*.json"))}
     runs = [report for name, report in sorted(found.items()) if name.isdigit()]
-    return "\n".join(_runs(runs))
+    return "\n".join([*_runs(runs), *_overload(found.get("overload"))])
 
 
 def _runs(runs: Sequence[Report]) -> Iterable[str]:
@@ -78,6 +79,38 @@ def _recoveries(runs: Sequence[Report]) -> Iterable[tuple[object, ...]]:
         medians = [each["median"] for each in seen if each["median"] is not None]
         worst = [each["worst"] for each in seen if each["worst"] is not None]
         yield fault, times, f"{median(medians):.1f}" if medians else "", f"{max(worst):.1f}" if worst else ""
+
+
+def _overload(report: Report | None) -> Iterable[str]:
+    if report is None:
+        return
+    posting, memory, low = report["posting"], report["memory_mib"], report["low_limit"]
+    accepted, refused = (sum(posting[answer].values()) for answer in ("accepted", "refused"))
+    messages = sum(report["messages_at_the_broker"].values())
+    first = sorted(low["waiting_when_first_refused"].items(), key=lambda each: int(each[1]))
+    yield fill(
+        f"Overload (`make overload`, commit {report['commit']}): {report['tasks']:,} tasks were posted while"
+        f" no worker lived, {posting['tasks_per_second']:,} a second; {accepted:,} were accepted,"
+        f" {refused:,} refused. They waited in {messages:,} messages. The two workers that returned did"
+        f" {report['working']['tasks_per_second']:,} a second, and all were COMPLETED. With"
+        f" MAX_WAITING_TASKS={low['limit']} the first refusals came at"
+        f" {', '.join(f'{waiting:,} waiting for {priority}' for priority, waiting in first)}. Memory in MiB"
+        " (proportional set size, shared memory apart) while the last nine tenths were posted, and while the"
+        " workers were back:",
+        width=112,
+    )
+    yield ""
+    yield from _table(
+        ("process", "first quarter", "last quarter", "most", "most with workers"),
+        (
+            (
+                name,
+                *(grown[column] for column in ("first_quarter_mib", "last_quarter_mib", "most_mib")),
+                memory["working"][name]["most_mib"],
+            )
+            for name, grown in memory["posting"].items()
+        ),
+    )
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterable[str]:
