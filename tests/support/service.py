@@ -19,7 +19,7 @@ from tests.support.ledgers import address_of
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from tests.support import servers
 
@@ -75,14 +75,16 @@ class Process:
 class Service:
     """Processes of one service that share a database, a vhost and a folder of effects."""
 
-    def __init__(self, database: servers.Database, amqp_url: str, folder: Path) -> None:
+    def __init__(
+        self, database: servers.Database, amqp_url: str, folder: Path, settings: Mapping[str, str] = QUICK
+    ) -> None:
         self.database = Database(address_of(database), size=2)
         self.effects_file = folder / "effects"
         self.effects_file.touch()
         self._folder = folder
         self._environment = {
             **os.environ,
-            **QUICK,
+            **settings,
             "POSTGRES_HOST": database.host,
             "POSTGRES_PORT": str(database.port),
             "POSTGRES_USER": database.user,
@@ -229,9 +231,11 @@ def _url(process: Process) -> str:
 
 
 @asynccontextmanager
-async def service(database: servers.Database, amqp_url: str, folder: Path) -> AsyncIterator[Service]:
+async def service(
+    database: servers.Database, amqp_url: str, folder: Path, settings: Mapping[str, str] = QUICK
+) -> AsyncIterator[Service]:
     """A service on a migrated database; nothing runs yet."""
-    running = Service(database, amqp_url, folder)
+    running = Service(database, amqp_url, folder, settings)
     try:
         await migrate(running.database)
         yield running

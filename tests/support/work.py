@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import threading
@@ -57,6 +58,14 @@ def thread(work: Work, ctx: Context) -> str:
     return work.note
 
 
+@handler("work.spin")
+def spin(work: Work, ctx: Context) -> None:
+    leave(ctx, work.note)
+    until = time.monotonic() + work.seconds
+    while time.monotonic() < until:
+        pass
+
+
 @handler("work.process", cpu=True)
 def process(work: Work, ctx: Context) -> int:
     leave(ctx, work.note)
@@ -99,6 +108,20 @@ async def stubborn(work: Work, ctx: Context) -> str:
 async def kill_worker(work: Work, ctx: Context) -> None:
     leave(ctx, work.note)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@handler("work.exit")
+async def leave_the_process(work: Work, ctx: Context) -> None:
+    leave(ctx, work.note)
+    await asyncio.sleep(work.seconds)
+    os._exit(3)
+
+
+@handler("work.segfault")
+async def segfault(work: Work, ctx: Context) -> None:
+    leave(ctx, work.note)
+    await asyncio.sleep(work.seconds)
+    ctypes.string_at(0)
 
 
 @handler("work.nul")
