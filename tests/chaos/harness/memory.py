@@ -75,7 +75,8 @@ class Sampler:
             children = await asyncio.to_thread(children_of_all)
             for group, pids in self._groups().items():
                 family = {member for pid in pids for member in with_children(pid, children)}
-                self._samples[phase, group].append(await asyncio.to_thread(taken_by, family))
+                taken = await asyncio.to_thread(taken_by, family)
+                self._samples[phase, group].append(taken)
             await asyncio.sleep(max(0.0, began_at + SAMPLE_SECONDS - time.monotonic()))
 
 
