@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "documents").rglob("*.md")])
 TRANSLATIONS = [path for path in DOCUMENTS if path.name.endswith(".ru.md")]
+
+FAILURE_MODES = ROOT / "documents/failure-modes.md"
+ROWS = {"G": 9, "D": 13, "R": 13, "B": 9, "W": 12, "T": 8, "C": 3, "S": 3, "L": 5}
+A_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 def name_of(path: Path) -> str:
@@ -48,3 +54,27 @@ def test_links_lead_to_files_that_are_there(path: Path) -> None:
 def test_files_that_are_named_are_there(path: Path) -> None:
     named = re.findall(r"`((?:gateway|pipeline|storage|tests|documents)/[\w./-]+)`", path.read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@cache
+def functions_of(path: Path) -> set[str]:
+    """Name the tests of a file, also those within classes."""
+    if not path.exists():
+        return set()
+    nodes = ast.walk(ast.parse(path.read_text()))
+    functions = (node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {function.name for function in functions if function.name.startswith("test_")}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_tests_that_are_named_are_there(path: Path) -> None:
+    named = A_TEST.findall(path.read_text())
+    assert [f"{file}::{test}" for file, test in named if test not in functions_of(ROOT / file)] == []
+
+
+def test_each_failure_mode_has_a_test_or_says_why_it_cannot_happen() -> None:
+    rows = re.findall(r"^\| ([A-Z]\d+) \| (.*) \|$", FAILURE_MODES.read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == [
+        f"{group}{number}" for group, count in ROWS.items() for number in range(1, count + 1)
+    ]
+    assert [name for name, row in rows if not A_TEST.search(row) and "| Cannot happen: " not in row] == []
