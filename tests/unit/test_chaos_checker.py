@@ -10,14 +10,15 @@ import pytest
 from tests.chaos.harness.alignment import aligned, missing_seconds
 from tests.chaos.harness.checker import accounts, check, report, story
 from tests.chaos.harness.invariants.timeline import CLOCKS_SECONDS
-from tests.support.chronicle import Chronicle
+from tests.support.chronicle import Chronicle, right, right_at_rest, right_with_messages, right_with_zombies
 from tests.support.chronicle.pen import COMPLETED, STEP_SECONDS
-from tests.support.chronicle.right import RIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.chaos.harness.history import History
+
+RIGHT = (*right.RIGHT, *right_at_rest.RIGHT, *right_with_messages.RIGHT, *right_with_zombies.RIGHT)
 
 
 @pytest.mark.parametrize("happens", RIGHT, ids=lambda happens: happens.__name__)

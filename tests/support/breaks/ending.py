@@ -102,6 +102,14 @@ def completed_and_should_have_failed(run: Chronicle) -> None:
 
 
 @breaks("outcome_is_the_expected_one")
+def completed_and_should_have_failed_before_its_worker_was_killed(run: Chronicle) -> None:
+    task = taken(run, expected="FAILED")
+    run.fault("kill", "worker-1")
+    run.complete(task)
+    run.exit("worker-1.1", -9, wanted=False)
+
+
+@breaks("outcome_is_the_expected_one")
 def cancelled_unasked(run: Chronicle) -> None:
     run.cancel(run.post("a"))
     run.relay("id-of-a")

@@ -90,6 +90,18 @@ def refused_and_another_run_moved(run: Chronicle) -> None:
     replace_last(run, Recorded, began=began, verdicts=[(task, 1, 0, "Dead", None)])
 
 
+@breaks("no_stale_write")
+def refused_and_another_run_repeated(run: Chronicle) -> None:
+    task = taken(run)
+    run.lose(task)
+    run.relay(task)
+    run.take(task, "worker-2.1")
+    began = run.now
+    run.retry(task)
+    replace_last(run, Recorded, began=began, verdicts=[(task, 1, 0, "Retry", None)])
+    done(run, task, "worker-2.1")
+
+
 @breaks("result_is_what_the_handler_returned")
 def completed_without_a_result(run: Chronicle) -> None:
     del run.results[run.whole_life()]

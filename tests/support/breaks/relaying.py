@@ -65,6 +65,30 @@ def deleted_by_nobody(run: Chronicle) -> None:
     forget_last(run, Settling)
 
 
+@breaks("row_leaves_after_confirm")
+def deleted_before_anybody_settles_it(run: Chronicle) -> None:
+    task = run.post("a")
+    row = run.poll(task)
+    run.publish(task, "CONFIRMED")
+    run.delete(task, row)
+    run.events.append(Settling(at=run.tick(), by="relay-1.1", rows=[row]))
+    run.take(task)
+    run.complete(task)
+
+
+@breaks("no_row_failed")
+def row_fails_and_is_cleared_by_a_replay(run: Chronicle) -> None:
+    """That it goes without having been sent is right: it had been given up."""
+    task = run.post("a")
+    row = run.poll(task)
+    run.publish(task, "RETURNED")
+    run.events.append(Counted(at=run.tick(), by="relay-1.1", rows=[row], failed=[row]))
+    run.row(task, operation="UPDATE", row=row, status=1, attempts=5)
+    run.row(task, operation="DELETE", row=row, status=1, attempts=5)
+    run.row(task)
+    done(run, task)
+
+
 @breaks("no_row_counted_without_return")
 def attempt_counted_of_what_was_never_answered(run: Chronicle) -> None:
     task = run.post("a")

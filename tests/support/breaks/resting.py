@@ -60,6 +60,11 @@ def message_still_lies_in_its_queue(run: Chronicle) -> None:
 
 
 @breaks("nothing_is_left")
+def message_still_ready_in_its_queue(run: Chronicle) -> None:
+    run.left["queues"] = {"tasks.low": (1, 0)}
+
+
+@breaks("nothing_is_left")
 def transaction_still_open(run: Chronicle) -> None:
     run.left["idle_in_transaction"] = 1
 
@@ -158,6 +163,37 @@ def killed_when_it_did_not_end(run: Chronicle) -> None:
 def killed_by_the_signal_that_asks(run: Chronicle) -> None:
     alive(run, 20.0)
     run.exit("janitor.1", -15)
+
+
+def with_deadly_work(run: Chronicle, kind: str = "chaos.exit") -> str:
+    """A task that ends its process runs, but it is found out before it has done so."""
+    task = run.post("a", expected="FAILED")
+    run.kinds[task] = kind
+    run.relay(task)
+    run.take(task)
+    return task
+
+
+@breaks("exits_are_clean")
+def ended_by_what_does_no_such_thing(run: Chronicle) -> None:
+    task = with_deadly_work(run, "chaos.permanent")
+    run.fail(task)
+    run.exit("worker-1.1", 3)
+
+
+@breaks("exits_are_clean")
+def ended_after_its_deadly_work_was_over(run: Chronicle) -> None:
+    task = with_deadly_work(run)
+    run.effect("end", task)
+    run.fail(task)
+    run.exit("worker-1.1", 3)
+
+
+@breaks("exits_are_clean")
+def ended_by_the_deadly_work_of_another(run: Chronicle) -> None:
+    task = with_deadly_work(run)
+    run.fail(task)
+    run.exit("worker-2.1", 3)
 
 
 @breaks("exits_are_clean")

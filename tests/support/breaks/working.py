@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.chaos.harness.events import DeclaredDead
+from tests.chaos.harness.events import DeclaredDead, Exited
 from tests.support.breaks.examples import breaks, done, forget_last, taken
 
 if TYPE_CHECKING:
@@ -35,6 +35,16 @@ def lost_with_a_worker_that_lives(run: Chronicle) -> None:
     run.lose(task)
     forget_last(run, DeclaredDead)
     done(run, task)
+
+
+@breaks("a_loss_is_a_death", "exits_are_clean")
+def lost_with_a_worker_that_lives_for_ever(run: Chronicle) -> None:
+    task = taken(run)
+    run.lose(task)
+    forget_last(run, DeclaredDead)
+    done(run, task)
+    run.end()
+    run.events = [event for event in run.events if not (isinstance(event, Exited) and event.pid == 21)]
 
 
 @breaks("a_loss_is_a_death")

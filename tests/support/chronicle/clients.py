@@ -13,14 +13,19 @@ class Clients(Pen):
     """Writes down what clients ask and are answered."""
 
     def post(
-        self, *names: str, key: str | None = None, outcome: Outcome = "ok", expected: str = "COMPLETED"
+        self,
+        *names: str,
+        key: str | None = None,
+        outcome: Outcome = "ok",
+        expected: str = "COMPLETED",
+        delay_seconds: float | None = None,
     ) -> str:
         """Post tasks, which are written unless refused; the id of the first."""
         began = self.now
         ids = [f"id-of-{name}" for name in names]
         if outcome != "refused":
             for name, task in zip(names, ids, strict=True):
-                self.create(task, name)
+                self.create(task, name, delay_seconds)
             if key:
                 self.keys.setdefault(key, ids)
         self.answer_post(*names, began=began, key=key, outcome=outcome, expected=expected)

@@ -95,7 +95,7 @@ class Pen:
         } | fields
         self.effects.append(Effect(what=what, task=task, dispatch=dispatch or change.dispatch, **given))
 
-    def create(self, task: str, name: str) -> None:
+    def create(self, task: str, name: str, delay_seconds: float | None = None) -> None:
         self.names[task], self.kinds[task] = name, "chaos.ok"
         self.changes.append(
             TaskChange(
@@ -113,7 +113,7 @@ class Pen:
                 worker=None,
                 cancel_requested=False,
                 reason=None,
-                due_seconds=None,
+                due_seconds=delay_seconds,
             )
         )
         self.row(task)

@@ -98,9 +98,10 @@ class Programs(Pen):
         *,
         began: float | None = None,
         taken: bool = True,
+        dispatch: int | None = None,
         as_worker: str | None = None,
     ) -> None:
-        reference = (task, self.task(task).dispatch)
+        reference = (task, dispatch or self.task(task).dispatch)
         self.events.append(
             Claimed(
                 at=self.tick(),

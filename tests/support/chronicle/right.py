@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.chaos.harness.events import Rescued
-from tests.support.chronicle import bend
 from tests.support.chronicle.pen import CANCELLED, FAILED, MAX_RETRIES, PENDING
 
 if TYPE_CHECKING:
@@ -33,16 +32,6 @@ def batch_under_a_key(run: Chronicle) -> None:
 def post_that_was_never_written(run: Chronicle) -> None:
     run.answer_post("a", outcome="unknown")
     run.answer_post("b", outcome="refused", key="k")
-
-
-def message_overtakes_the_mark(run: Chronicle) -> None:
-    """A worker claims before the relay has deleted the row."""
-    task = run.post("a")
-    row = run.poll(task)
-    run.publish(task, "CONFIRMED")
-    run.take(task)
-    run.settle(task, row)
-    run.complete(task)
 
 
 def retried_and_then_done(run: Chronicle) -> None:
@@ -184,49 +173,6 @@ def done_although_asked_to_stop(run: Chronicle) -> None:
     run.complete(task)
 
 
-def doubled_message(run: Chronicle) -> None:
-    """A reference that the broker was thought to have lost comes twice."""
-    task = run.post("a")
-    run.relay(task)
-    run.row(task)
-    run.relay(task)
-    first, second = run.deliver(task), run.deliver(task)
-    run.claim(task)
-    run.let(first)
-    run.let(second)
-    third = run.deliver(task)
-    run.let(third)
-    run.effect("start", task)
-    run.complete(task)
-    fourth = run.deliver(task, "worker-2.1")
-    run.answer_claim(task, "worker-2.1", taken=False)
-    run.let(fourth, "worker-2.1")
-
-
-def handed_back_by_the_claim(run: Chronicle) -> None:
-    task = run.post("a")
-    run.relay(task)
-    delivery = run.deliver(task)
-    began = run.now
-    run.tick()
-    run.row(task)
-    run.answer_claim(task, began=began, taken=False)
-    run.let(delivery)
-    run.relay(task)
-    run.take(task)
-    run.complete(task)
-
-
-def returned_and_declared_again(run: Chronicle) -> None:
-    task = run.post("a")
-    row = run.poll(task)
-    run.publish(task, "RETURNED")
-    run.publish(task, "CONFIRMED")
-    run.settle(task, row)
-    run.take(task)
-    run.complete(task)
-
-
 def kills_its_workers(run: Chronicle) -> None:
     """Four losses to dead workers, and the fifth is the end; the last worker's process is seen to exit."""
     task = run.post("a")
@@ -257,76 +203,23 @@ def done_while_its_worker_drains(run: Chronicle) -> None:
     run.exit("worker-1.1")
 
 
-def refused_because_another_takes_it(run: Chronicle) -> None:
-    """What is acked right after a claim, as a duplicate of it."""
-    task = run.post("a")
-    run.relay(task)
-    first, second, third = run.deliver(task), run.deliver(task), run.deliver(task, "worker-2.1")
-    run.claim(task)
-    run.answer_claim(task, "worker-2.1", taken=False)
-    run.let(first)
-    run.let(second)
-    run.let(third, "worker-2.1")
-    run.effect("start", task)
-    run.let(run.deliver(task))
-    run.complete(task)
-
-
-def refused_and_acked_with_its_duplicate(run: Chronicle) -> None:
-    """The second message comes while the stage that heard the refusal still has the first."""
-    task = run.post("a")
-    run.relay(task)
-    run.cancel(task)
-    first = run.deliver(task)
-    run.answer_claim(task, taken=False)
-    second = run.deliver(task)
-    run.let(first)
-    run.let(second)
-
-
-def given_back_on_a_drain(run: Chronicle) -> None:
-    task = run.post("a")
-    run.relay(task)
-    run.let(run.deliver(task), how="nack")
-    run.take(task, "worker-2.1")
-    run.complete(task)
-
-
-def reference_of_a_task_that_nobody_knows(run: Chronicle) -> None:
-    """As after a failover that lost the last moments."""
-    task = run.whole_life()
-    delivery = run.deliver(task)
-    run.answer_claim(task, taken=False)
-    run.let(delivery)
-    bend(run.events, -3, references=[("unknown", 1)])
-    bend(run.events, -2, asked=[("unknown", 1)])
-
-
 RIGHT = (
-    every_retry_is_used,
-    cancelled_while_it_waits_for_its_retry,
-    hung_before_its_handler_started,
-    timed_out_alone_before_its_handler_started,
     nothing,
     whole_life,
     batch_under_a_key,
     post_that_was_never_written,
-    message_overtakes_the_mark,
     retried_and_then_done,
     postponed_and_interrupted,
+    every_retry_is_used,
+    cancelled_while_it_waits_for_its_retry,
+    hung_before_its_handler_started,
+    timed_out_alone_before_its_handler_started,
     failed_and_replayed,
     worker_frozen_and_rescued,
     verdict_asked_twice,
     cancelled_before_it_starts,
     cancelled_while_it_runs,
     done_although_asked_to_stop,
-    doubled_message,
-    handed_back_by_the_claim,
-    returned_and_declared_again,
     kills_its_workers,
     done_while_its_worker_drains,
-    refused_because_another_takes_it,
-    refused_and_acked_with_its_duplicate,
-    given_back_on_a_drain,
-    reference_of_a_task_that_nobody_knows,
 )

@@ -28,7 +28,7 @@ def a_death_is_decided_once(timeline: Timeline) -> Iterator[Broken]:
         for reference in claimed.taken:
             # What it had taken before it may ask for again: nothing comes of it.
             change = timeline.claims.get(reference)
-            if change and change.worker == claimed.worker and change.at > dead_at + CLOCKS_SECONDS:
+            if change is not None and change.at > dead_at + CLOCKS_SECONDS:
                 yield (
                     reference[0],
                     f"{told(change)}: taken by worker {claimed.worker}, dead since {dead_at:.3f}",
