@@ -43,7 +43,7 @@ AS_SHIPPED = {
 
 WORKERS = 2
 JANITOR_ROUNDS_SECONDS = 35.0
-RELAY_SECONDS, WORK_SECONDS, REST_SECONDS = 600.0, 1800.0, 60.0
+RELAY_SECONDS, WORK_SECONDS, REST_SECONDS = 600.0, 3600.0, 60.0
 """How long relay and workers may take: the machine may be busy with something else."""
 
 LOOK_SECONDS = 0.5
@@ -90,7 +90,7 @@ class Overload:
         self.seen["posting"] = {
             "accepted": clients.accepted,
             "refused": clients.refused,
-            "repeats_after_503": clients.repeats,
+            "repeats": clients.repeats,
             "seconds": round(ends_at - began_at, 1),
             "tasks_per_second": round(self._accepted / (ends_at - began_at)),
             "seconds_of_the_quarters": [

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import httpx
 import msgspec
 
 from storage.model import Priority
@@ -17,9 +18,8 @@ from storage.model import Priority
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import httpx
-
 CONNECTIONS = 4
+LOST_SECONDS = 1.0
 BATCH, SINGLES = 990, 10
 """Of each 1,000 tasks: in one batch, and one by one."""
 
@@ -55,7 +55,10 @@ def mixed(tasks: int) -> Iterator[Request]:
 
 
 class Clients:
-    """Post, and count what they are told; a 503 is repeated with its key when Retry-After says."""
+    """Post, and count what they are told.
+
+    A 503 is repeated with its key when Retry-After says, and so is what found no answer.
+    """
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
@@ -79,7 +82,14 @@ class Clients:
         """Post until the answer is 201 or 429; after which seconds a 429 may be repeated, None for a 201."""
         while True:
             began_at = time.monotonic()
-            response = await self._client.post(request.path, content=request.body, headers=request.headers)
+            try:
+                response = await self._client.post(
+                    request.path, content=request.body, headers=request.headers
+                )
+            except httpx.TransportError:
+                self.repeats += 1
+                await asyncio.sleep(LOST_SECONDS)
+                continue
             self.answered_at.append(time.monotonic())
             self.milliseconds.append((self.answered_at[-1] - began_at) * 1000)
             if response.status_code == HTTPStatus.CREATED:
