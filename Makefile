@@ -1,7 +1,7 @@
 # The doors of the project. A bare Debian with python3, pip and make is enough: everything else is brought
 # into this folder, and once it is there no network is needed.
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos mutants overload check format figures
+.PHONY: help run test chaos mutants overload recovery drain check format figures
 
 SOURCES := baton_tasks.py gateway pipeline storage tests
 UV_VERSION := 0.13.9
@@ -41,6 +41,12 @@ check: .venv/synced ## check format, lint, types and container files, then run e
 	$(BIN)/hadolint Containerfile
 	@$(MAKE) --no-print-directory test
 	@echo "make check: everything passed"
+
+recovery: .venv/synced ## measure how soon work goes on after each kind of death, in 25 minutes
+	@exec $(BIN)/python -m tests.chaos.harness.recovery --keep
+
+drain: .venv/synced ## end processes by SIGTERM under load, 50 times, in 15 minutes
+	@exec $(BIN)/python -m tests.chaos.harness.drain --keep
 
 figures: .venv/synced ## write the figures of tests/chaos/reports into documents/guarantees.md
 	@exec $(BIN)/python -m tests.chaos.harness.figures

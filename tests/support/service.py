@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,7 @@ class Service:
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
         self._processes: list[Process] = []
+        self._numbers = count()
         self._client: httpx.AsyncClient | None = None
 
     @property
@@ -111,7 +113,7 @@ class Service:
 
         Another `command` stands for the program itself, with a part of it replaced.
         """
-        log = self._folder / f"{role.replace(',', '-')}-{len(self._processes)}.log"
+        log = self._folder / f"{role.replace(',', '-')}-{next(self._numbers)}.log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,

@@ -12,14 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from tests.chaos.harness import checker
-from tests.chaos.harness.report import report_on
+from tests.chaos.harness.report import keep, report_on
 from tests.chaos.harness.run import Scenario, run
 from tests.chaos.harness.servers import private_servers
-
-REPORTS = Path(__file__).parents[1] / "reports"
 
 
 def main() -> int:
@@ -35,9 +31,7 @@ def main() -> int:
     began = time.monotonic()
     violations, report = asyncio.run(_run(Scenario(seed, given.minutes * 60), folder))
     if given.keep:
-        REPORTS.mkdir(exist_ok=True)
-        text = msgspec.json.format(msgspec.json.encode(report), indent=2)
-        (REPORTS / f"{seed}.json").write_bytes(text + b"\n")
+        keep(str(seed), report)
     print(f"chaos: {_summary(report)}, in {time.monotonic() - began:.0f} s", flush=True)
     if violations:
         print(f"chaos: the history is in {folder}")

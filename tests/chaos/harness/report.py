@@ -6,6 +6,8 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from tests.chaos.harness.checker import accounts
 from tests.chaos.harness.deployment import ROOT
 from tests.chaos.harness.events import FaultBegan, FaultEnded
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from tests.chaos.harness.checker import Violation
     from tests.chaos.harness.history import History
     from tests.chaos.harness.run import Scenario
+
+REPORTS = ROOT / "tests" / "chaos" / "reports"
 
 
 def report_on(
@@ -34,6 +38,13 @@ def report_on(
         **accounts(history),
         "faults": _faults(history),
     }
+
+
+def keep(name: str, report: object) -> None:
+    """Write a report to tests/chaos/reports."""
+    REPORTS.mkdir(exist_ok=True)
+    text = msgspec.json.format(msgspec.json.encode(report), indent=2)
+    (REPORTS / f"{name}.json").write_bytes(text + b"\n")
 
 
 def commit() -> str:
