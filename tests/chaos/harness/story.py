@@ -30,7 +30,7 @@ NEAR_SECONDS = 1.0
 
 
 def tell(history: History, task_id: str) -> str:
-    """Tell all that is known of a task; times are seconds since the run began. Empty of what is no task."""
+    """Tell all that is known of a task; times are those of the events. Empty of what is no task."""
     changes = [change for change in history.tasks if change.task == task_id]
     rows = [change for change in history.outbox if change.task == task_id]
     finals = [task for task in history.final.tasks if task.id == task_id]
@@ -46,8 +46,7 @@ def tell(history: History, task_id: str) -> str:
         return ""
     lines += _around(history, min(lines)[0], max(lines)[0], {who for _, who, _ in lines})
     lines.sort(key=itemgetter(0))
-    began = min((event.at for event in history.events), default=lines[0][0])
-    told = [f"{at - began:10.3f}  {who:<14} {what}" for at, who, what in lines]
+    told = [f"{at:10.3f}  {who:<14} {what}" for at, who, what in lines]
     end = [f"{'at the end':>10}  {'database':<14} {_fields(task)}" for task in finals]
     letters = [
         f"{'at the end':>10}  {'database':<14} dead letter of dispatch {dispatch}: {reason}"

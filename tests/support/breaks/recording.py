@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tests.chaos.harness.events import Recorded
 from tests.support.breaks.examples import breaks, done, replace_last, taken
 from tests.support.chronicle import bend
-from tests.support.chronicle.pen import COMPLETED, IN_PROGRESS
+from tests.support.chronicle.pen import COMPLETED, IN_PROGRESS, PENDING
 
 if TYPE_CHECKING:
     from tests.support.chronicle import Chronicle
@@ -99,6 +99,20 @@ def refused_and_another_run_repeated(run: Chronicle) -> None:
     began = run.now
     run.retry(task)
     replace_last(run, Recorded, began=began, verdicts=[(task, 1, 0, "Retry", None)])
+    done(run, task, "worker-2.1")
+
+
+@breaks("no_stale_write")
+def repeat_moves_the_next_run(run: Chronicle) -> None:
+    """The first call had moved its own run, and its reply was lost."""
+    task = taken(run)
+    run.retry(task)
+    run.events.pop()
+    run.relay(task)
+    run.take(task, "worker-2.1")
+    began = run.now
+    run.retry(task)
+    replace_last(run, Recorded, began=began, verdicts=[(task, 1, 0, "Retry", PENDING)])
     done(run, task, "worker-2.1")
 
 

@@ -76,6 +76,20 @@ def zombie_refused_while_a_janitor_finds_a_hung_run(run: Chronicle) -> None:
     end_with_the_second(run, task)
 
 
+def repeat_answered_while_the_next_run_ends(run: Chronicle) -> None:
+    task = run.post("a")
+    run.relay(task)
+    run.take(task)
+    run.retry(task)
+    run.events.pop()
+    run.relay(task)
+    run.take(task, "worker-2.1")
+    began = run.now
+    run.retry(task)
+    run.answer_record(task, 1, "Retry", PENDING, began=began)
+    end_with_the_second(run, task)
+
+
 def zombie_refused_and_the_end_never_told(run: Chronicle) -> None:
     """The second worker died between the commit of its verdict and its line in the history."""
     task = taken_over(run)
@@ -176,6 +190,7 @@ RIGHT = (
     zombie_refused_while_the_fifth_death_ends_it,
     zombie_refused_while_a_heartbeat_releases,
     zombie_refused_while_a_janitor_finds_a_hung_run,
+    repeat_answered_while_the_next_run_ends,
     zombie_refused_and_the_end_never_told,
     refused_because_a_janitor_has_just_ended_it,
     cancelled_with_its_dead_worker,

@@ -41,12 +41,10 @@ def no_stale_write(timeline: Timeline) -> Iterator[Broken]:
     """A verdict that is accepted ends the run of its own dispatch, and no other ever moves the task."""
     for run, verdicts in timeline.verdicts.items():
         for recorded, verdict, status in verdicts:
-            if status is None:
-                wrong = _moved_all_the_same(timeline, run, recorded)
-            else:
-                wrong = _not_moved(timeline, run, recorded, status)
+            said = "was refused" if status is None else f"was answered {Status(status).name}"
+            wrong = _not_moved(timeline, run, recorded, status) or _moved_another(timeline, run, recorded)
             if wrong:
-                yield run[0], f"{verdict} on dispatch {run[1]} at {recorded.at:.3f} {wrong}"
+                yield run[0], f"{verdict} on dispatch {run[1]} {said} at {recorded.at:.3f}, and {wrong}"
     for task in timeline.final.values():
         if task.status == COMPLETED and (found := _RESULT.match(task.result or "")):
             completing = _completing_dispatch(timeline, task)
@@ -55,20 +53,21 @@ def no_stale_write(timeline: Timeline) -> Iterator[Broken]:
                 yield task.id, f"completed under dispatch {completing} with the result of {owner}"
 
 
-def _not_moved(timeline: Timeline, run: Ref, recorded: Recorded, status: int) -> str:
+def _not_moved(timeline: Timeline, run: Ref, recorded: Recorded, status: int | None) -> str:
     """Look for the end of the run that an accepted verdict tells of."""
+    if status is None:
+        return ""
     endings = [e for e in timeline.endings.get(run, ()) if e.at <= recorded.at + CLOCKS_SECONDS]
-    said = f"was answered {Status(status).name}"
     if not endings:
         now = timeline.at(run[0], recorded.at)
-        return f"{said}, and no run of it had ended: the task was at {told(now) if now else 'nothing'}"
+        return f"no run of it had ended: the task was at {told(now) if now else 'nothing'}"
     if status not in {ending.status for ending in endings}:
-        return f"{said}, and its run ended as {told(endings[0])}"
+        return f"its run ended as {told(endings[0])}"
     return ""
 
 
-def _moved_all_the_same(timeline: Timeline, run: Ref, recorded: Recorded) -> str:
-    """Look for a later run that ended in the very call that was answered: refused.
+def _moved_another(timeline: Timeline, run: Ref, recorded: Recorded) -> str:
+    """Look for a later run that ended in the very call that refused a verdict, or repeated its answer.
 
     Only such ends count that nobody else accounts for: no accepted verdict, no janitor, no heartbeat (which
     dispatches again what its worker does not hold, and adds nothing).
@@ -87,7 +86,7 @@ def _moved_all_the_same(timeline: Timeline, run: Ref, recorded: Recorded) -> str
             or any(status is not None for _, _, status in timeline.verdicts.get(later, ()))
         )
         if not accounted:
-            return f"was refused, and in the same call another run ended: {told(change)}"
+            return f"in the same call another run ended: {told(change)}"
     return ""
 
 
