@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import secrets
 import shutil
 import socket
@@ -13,14 +12,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tests.support.ports import HOST, free_ports
 from tests.support.servers import RabbitmqError, RabbitmqServer, output_of
 
 # Debian's wrappers in /usr/sbin refuse other users and ignore HOME; the scripts themselves do not.
 SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 
-# Below the range that the kernel gives to outgoing connections, so that a port is free again after a kill.
-PORTS = range(20_000, 32_000)
-HOST = "127.0.0.1"
 BOOT_SECONDS = 120.0
 POLL_SECONDS = 0.05
 
@@ -41,7 +38,7 @@ class RabbitmqNode(RabbitmqServer):
         self.vhosts_at_once = 1 if self._has_erl_call else 20
         self._folder = folder
         self.host = HOST
-        self.port, distribution_port, self._epmd_port = _free_ports(3)
+        self.port, distribution_port, self._epmd_port = free_ports(3)
         super().__init__(f"amqp://baton:baton@{HOST}:{self.port}")
         self._name = f"baton@{HOST}"  # an address, since a bare root may not resolve even localhost
         self._cookie = secrets.token_hex(16)
@@ -174,13 +171,3 @@ def _own_name_resolves() -> bool:
     except OSError:
         return False
     return True
-
-
-def _free_ports(number: int) -> list[int]:
-    free: list[int] = []
-    while len(free) < number:
-        port = random.choice(PORTS)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((HOST, port))
-            free.append(port)
-    return free

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from contextlib import AsyncExitStack, suppress
@@ -22,6 +21,7 @@ from tests.chaos.harness.events import Exited, Started
 from tests.chaos.harness.history import Log, now
 from tests.chaos.harness.proxy import Proxy, Speaks
 from tests.support.ledgers import address_of
+from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -196,7 +196,7 @@ class Deployment:
         self._mutant = mutant
         self.programs: dict[str, Program] = {}
         self._stack = AsyncExitStack()
-        self.port = _free_port()
+        [self.port] = free_ports(1)
 
     @property
     def url(self) -> str:
@@ -256,10 +256,3 @@ class Deployment:
         program = Program(part, self.folder, environment, self.log)
         program.postgres, program.rabbitmq = postgres, rabbitmq
         return program
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +11,7 @@ from uuid import UUID
 import httpx
 
 from tests.chaos.harness.servers import private_servers
+from tests.support.ports import free_ports
 from tests.support.service import Service, service
 from tests.support.waiting import eventually
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.chaos.harness.servers import Servers
-    from tests.support.service import Process
+    from tests.support.ports import free_ports
+from tests.support.service import Process
 
 SHIPPED = {"LOG_FORMAT": "json"}
 """No setting but how the log is read; addresses and handlers come with the service."""
@@ -88,7 +89,8 @@ class Scene:
         self.servers = servers
         self.service = running
         self.parts: dict[str, Process] = {}
-        self._port = str(_free_port())
+        [port] = free_ports(1)
+        self._port = str(port)
         self.load = Load(f"http://127.0.0.1:{self._port}")
 
     async def start(self, *names: str) -> None:
@@ -157,10 +159,3 @@ async def steady(load: Load, tasks_per_second: float, seconds: float) -> AsyncIt
     finally:
         loading.cancel()
         await asyncio.wait({loading})
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
