@@ -1,7 +1,7 @@
 # The doors of the project. A bare Debian with python3, pip and make is enough: everything else is brought
 # into this folder, and once it is there no network is needed.
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos mutants overload recovery drain check format figures
+.PHONY: help run test chaos mutants overload soak recovery drain check format figures
 
 SOURCES := baton_tasks.py gateway pipeline storage tests
 UV_VERSION := 0.13.9
@@ -32,6 +32,9 @@ mutants: .venv/synced ## check the checker of chaos by programs with one mistake
 
 overload: .venv/synced ## post 500,000 tasks while nobody works, and watch the memory of every process
 	@exec $(BIN)/python -m tests.chaos.harness.overload
+
+soak: .venv/synced ## keep the service busy for 25 minutes, 8 of them beside a reader that holds its snapshot
+	@exec $(BIN)/python -m tests.chaos.harness.soak
 
 check: .venv/synced ## check format, lint, types and container files, then run every test
 	$(BIN)/ruff format --check $(SOURCES)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.harness import checker
-from tests.chaos.harness.report import keep, report_on
+from tests.chaos.harness.report import report_on
+from tests.chaos.harness.reports import keep
 from tests.chaos.harness.run import Scenario, run
 from tests.chaos.harness.servers import private_servers
 
@@ -42,12 +43,12 @@ def main() -> int:
 
 async def _run(scenario: Scenario, folder: Path) -> tuple[list[checker.Violation], dict[str, Any]]:
     async with private_servers(folder) as servers:
-        versions = await servers.versions()
+        origin = await servers.origin()
         history = await run(scenario, folder, servers)
     violations = checker.check(history)
     if violations:
         print(checker.report(history, violations))
-    return violations, report_on(history, violations, scenario, versions)
+    return violations, report_on(history, violations, scenario, origin)
 
 
 def _summary(report: dict[str, Any]) -> str:

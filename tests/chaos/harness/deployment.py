@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from storage.database import Database
@@ -20,15 +19,16 @@ from tests.chaos.harness import changes
 from tests.chaos.harness.events import Exited, Started
 from tests.chaos.harness.history import Log, now
 from tests.chaos.harness.proxy import Proxy, Speaks
+from tests.chaos.harness.reports import ROOT
 from tests.support.ledgers import address_of
 from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from tests.chaos.harness.servers import Servers
 
-ROOT = Path(__file__).parents[3]
 RESTART_SECONDS = 0.3
 ADDRESS_SPACE_BYTES = 4 << 30
 """What a worker may have: a handler that eats all memory meets this, and not the machine's."""

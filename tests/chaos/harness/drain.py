@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import os
 import shutil
 import signal
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.chaos.harness.report import commit, keep
+from tests.chaos.harness.reports import keep
 from tests.chaos.harness.scene import set_up, steady
 from tests.support.waiting import eventually
 
@@ -82,7 +81,7 @@ def _as_promised(report: dict[str, Any]) -> bool:
 async def _measure(folder: Path, rounds: int) -> dict[str, Any]:
     ends: list[Ended] = []
     async with set_up(folder, *PARTS) as scene:
-        versions = await scene.servers.versions()
+        origin = await scene.servers.origin()
         async with steady(scene.load, TASKS_PER_SECOND, TASK_SECONDS):
             for number, name in zip(range(1, rounds + 1), itertools.cycle(TURNS), strict=False):
                 is_long = number % LONG_EVERY == 1
@@ -102,8 +101,7 @@ async def _measure(folder: Path, rounds: int) -> dict[str, Any]:
         forced = [await _second_signal(scene) for _ in range(SECOND_SIGNALS)]
     seconds = [end.seconds for end in ends]
     return {
-        "commit": commit(),
-        "versions": {**versions, "cores": os.cpu_count()},
+        **origin,
         "rounds": rounds,
         "grace_seconds": GRACE_SECONDS,
         "median_seconds": round(median(seconds), 2),

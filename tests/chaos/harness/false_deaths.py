@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from storage.ledger import PostgresLedger
 from storage.model import Priority, Submission
-from tests.chaos.harness.report import commit
 from tests.chaos.harness.scene import set_up
 
 if TYPE_CHECKING:
@@ -40,15 +39,14 @@ async def watch_over(folder: Path, minutes: float) -> dict[str, Any]:
     """Keep three workers and all cores busy for that long; what was declared dead and lost meanwhile."""
     longest_silence_seconds = 0.0
     async with set_up(folder, *PARTS) as scene, _busy_cores(), _backlog(scene):
-        versions = await scene.servers.versions()
+        origin = await scene.servers.origin()
         until = time.monotonic() + minutes * 60
         while time.monotonic() < until:
             await asyncio.sleep(LOOK_SECONDS)
             [(silence_seconds,)] = await scene.service.database.fetch(SILENCE)
             longest_silence_seconds = max(longest_silence_seconds, silence_seconds)
         report = {
-            "commit": commit(),
-            "versions": {**versions, "cores": os.cpu_count()},
+            **origin,
             "minutes": minutes,
             "workers": sum("worker" in part for part in PARTS),
             "tasks": await scene.count(ENDED),

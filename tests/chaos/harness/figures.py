@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from statistics import median
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tests.chaos.harness.reports import REPORTS, ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
-REPORTS = ROOT / "tests" / "chaos" / "reports"
 DOCUMENT = ROOT / "documents" / "guarantees.md"
 BEGIN, END = "<!-- figures: made by `make figures`, not by hand -->", "<!-- end of figures -->"
 

@@ -23,7 +23,8 @@ import msgspec
 from storage.model import Priority
 from tests.chaos.harness.memory import Sampler
 from tests.chaos.harness.posting import Clients, Request, mixed
-from tests.chaos.harness.report import commit
+from tests.chaos.harness.reports import keep
+from tests.chaos.harness.scene import SHIPPED
 from tests.chaos.harness.servers import private_servers
 from tests.support.service import Service, service
 from tests.support.waiting import eventually
@@ -31,15 +32,6 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from tests.chaos.harness.servers import Servers
     from tests.support.service import Process
-
-REPORT = Path(__file__).parents[1] / "reports" / "overload.json"
-AS_SHIPPED = {
-    "WORKER_LEASE_SECONDS": "30",
-    "OUTBOX_POLL_INTERVAL": "1",
-    "RETRY_DELAYS_SECONDS": "5,30,120",
-    "DRAIN_SECONDS": "25",
-}
-"""Undoes what tests.support.service sets for tests of seconds."""
 
 WORKERS = 2
 JANITOR_ROUNDS_SECONDS = 35.0
@@ -187,7 +179,7 @@ class Overload:
             await self._start(f"worker-{number + 1}", "worker")
 
     async def _start(self, name: str, role: str, **environment: str) -> None:
-        self._processes[name] = await self._service.start(role, **AS_SHIPPED, **environment)
+        self._processes[name] = await self._service.start(role, **environment)
 
     def _pids(self) -> dict[str, list[int]]:
         programs = {name: [process.pid] for name, process in self._processes.items()}
@@ -203,10 +195,10 @@ async def overload(tasks: int, folder: Path, janitor_seconds: float = JANITOR_RO
     """Run on a private PostgreSQL and a private RabbitMQ; everything lies in `folder`."""
     async with (
         private_servers(folder / "servers") as servers,
-        service(servers.postgres.home, servers.rabbitmq.url(), folder) as running,
+        service(servers.postgres.home, servers.rabbitmq.url(), folder, SHIPPED) as running,
     ):
         found = Overload(running, servers, janitor_seconds)
-        found.seen |= {"tasks": tasks, "commit": commit(), "versions": await servers.versions()}
+        found.seen |= {"tasks": tasks, **await servers.origin()}
         await found.run(tasks)
         return found
 
@@ -215,16 +207,10 @@ def main() -> int:
     """Run, write the report, and tell by the exit code whether all checks held."""
     parser = argparse.ArgumentParser(prog="overload", description=__doc__)
     parser.add_argument("--tasks", type=int, default=500_000)
-    parser.add_argument("--report", type=Path, default=REPORT)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="baton-overload-") as folder:
         found = asyncio.run(overload(arguments.tasks, Path(folder)))
-    report = {**found.seen, "checks": found.checks}
-    arguments.report.parent.mkdir(exist_ok=True)
-    arguments.report.write_bytes(
-        msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2) + b"\n"
-    )
-    sys.stdout.write(arguments.report.read_text())
+    sys.stdout.write(keep("overload", {**found.seen, "checks": found.checks}).read_text())
     return 0 if all(found.checks.values()) else 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shutil
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from typing import Any
 
 from tests.chaos.harness.false_deaths import watch_over
 from tests.chaos.harness.outages import OUTAGES, PARTS
-from tests.chaos.harness.report import commit, keep
+from tests.chaos.harness.reports import keep
 from tests.chaos.harness.scene import set_up, steady
 
 ROUNDS = 10
@@ -50,7 +49,7 @@ def main() -> int:
 async def _measure(folder: Path, rounds: int, deaths: list[str]) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     async with set_up(folder, *PARTS) as scene:
-        versions = await scene.servers.versions()
+        origin = await scene.servers.origin()
         async with steady(scene.load, TASKS_PER_SECOND, TASK_SECONDS):
             for death in deaths:
                 for number in range(rounds):
@@ -65,8 +64,7 @@ async def _measure(folder: Path, rounds: int, deaths: list[str]) -> dict[str, An
     for what, each in seconds.items():
         print(f"recovery: {what}: median {median(each):.1f} s, worst {max(each):.1f} s")
     return {
-        "commit": commit(),
-        "versions": {**versions, "cores": os.cpu_count()},
+        **origin,
         "tasks_per_second": TASKS_PER_SECOND,
         "tasks": accepted,
         "scenarios": {what: _scenario(what, each) for what, each in seconds.items()},

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from tests.chaos.harness.checker import accounts
-from tests.chaos.harness.deployment import ROOT
 from tests.chaos.harness.events import FaultBegan, FaultEnded
 
 if TYPE_CHECKING:
@@ -19,11 +14,9 @@ if TYPE_CHECKING:
     from tests.chaos.harness.history import History
     from tests.chaos.harness.run import Scenario
 
-REPORTS = ROOT / "tests" / "chaos" / "reports"
-
 
 def report_on(
-    history: History, violations: Sequence[Violation], scenario: Scenario, versions: Mapping[str, str]
+    history: History, violations: Sequence[Violation], scenario: Scenario, origin: Mapping[str, object]
 ) -> dict[str, object]:
     """Sum a run up: what was run, what happened to it, and what came of it."""
     broken: dict[str, int] = {}
@@ -32,28 +25,11 @@ def report_on(
     return {
         "seed": scenario.seed,
         "seconds": scenario.seconds,
-        "commit": commit(),
-        "versions": {**versions, "cores": os.cpu_count()},
+        **origin,
         "violations": broken,
         **accounts(history),
         "faults": _faults(history),
     }
-
-
-def keep(name: str, report: object) -> None:
-    """Write a report to tests/chaos/reports."""
-    REPORTS.mkdir(exist_ok=True)
-    text = msgspec.json.format(msgspec.json.encode(report), indent=2)
-    (REPORTS / f"{name}.json").write_bytes(text + b"\n")
-
-
-def commit() -> str:
-    """Name the commit of the checkout; with a plus where it has changes."""
-    try:
-        command = ("git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12")
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "no repository"
 
 
 def _faults(history: History) -> list[dict[str, object]]:

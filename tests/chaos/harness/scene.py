@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.chaos.harness.servers import Servers
-    from tests.support.ports import free_ports
-from tests.support.service import Process
+    from tests.support.service import Process
 
 SHIPPED = {"LOG_FORMAT": "json"}
 """No setting but how the log is read; addresses and handlers come with the service."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tests.chaos.harness.reports import commit
 from tests.support.debian import require
 from tests.support.ledgers import address_of, connected
 from tests.support.rabbitmq_node import SCRIPTS, RabbitmqNode
@@ -24,12 +26,18 @@ class Servers(NamedTuple):
     postgres: OwnPostgres
     rabbitmq: RabbitmqNode
 
-    async def versions(self) -> dict[str, str]:
-        """Name what is broken."""
+    async def origin(self) -> dict[str, Any]:
+        """Say what was run and on what, as every report does: the commit, the versions, the cores."""
         async with connected(address_of(self.postgres.home)) as database:
             [(postgres,)] = await database.fetch("SELECT current_setting('server_version')")
         rabbitmq = await self.rabbitmq.ctl("version")
-        return {"python": platform.python_version(), "postgresql": postgres, "rabbitmq": rabbitmq.strip()}
+        versions = {
+            "python": platform.python_version(),
+            "postgresql": postgres,
+            "rabbitmq": rabbitmq.strip(),
+            "cores": os.cpu_count(),
+        }
+        return {"commit": commit(), "versions": versions}
 
 
 @asynccontextmanager

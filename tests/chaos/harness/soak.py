@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import tempfile
 import time
@@ -17,10 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
-
 from tests.chaos.harness.memory import Sampler
-from tests.chaos.harness.report import commit
+from tests.chaos.harness.reports import keep
+from tests.chaos.harness.scene import SHIPPED
 from tests.chaos.harness.servers import private_servers
 from tests.support.service import service
 from tests.support.waiting import eventually
@@ -29,15 +27,8 @@ if TYPE_CHECKING:
     from tests.chaos.harness.servers import Servers
     from tests.support.service import Process, Service
 
-REPORT = Path(__file__).parents[1] / "reports" / "soak.json"
-AS_SHIPPED = {
-    "WORKER_LEASE_SECONDS": "30",
-    "OUTBOX_POLL_INTERVAL": "1",
-    "RETRY_DELAYS_SECONDS": "5,30,120",
-    "DRAIN_SECONDS": "25",
-    "RETENTION_SECONDS": "300",
-}
-"""As shipped, but for the retention: within the soak as much must be pruned as is made."""
+SETTINGS = {**SHIPPED, "RETENTION_SECONDS": "300"}
+"""Within the soak as much must be pruned as is made."""
 
 SHARE_OF_CAPACITY = 0.7
 CAPACITY_SECONDS = 30.0
@@ -79,7 +70,7 @@ class Soak:
     async def run(self, seconds: float) -> dict[str, Any]:
         """Find what the machine can, then soak."""
         for role in ("relay", "worker", "dead-letter,janitor", "gateway"):
-            self._processes[role] = await self._service.start(role, **AS_SHIPPED)
+            self._processes[role] = await self._service.start(role)
         await self._service.ended(await self._service.submit("echo", {}), seconds=120)
         capacity = await self._capacity()
         rate = capacity * SHARE_OF_CAPACITY
@@ -215,10 +206,9 @@ async def soak(seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="baton-soak-") as name:
         folder = Path(name)
         async with private_servers(folder / "servers") as servers:
-            versions = await servers.versions()
-            async with service(servers.postgres.home, servers.rabbitmq.url(), folder) as running:
-                seen = await Soak(running, servers).run(seconds)
-    return {"commit": commit(), "versions": {**versions, "cores": os.cpu_count()}, **seen}
+            origin = await servers.origin()
+            async with service(servers.postgres.home, servers.rabbitmq.url(), folder, SETTINGS) as running:
+                return {**origin, **await Soak(running, servers).run(seconds)}
 
 
 def main() -> int:
@@ -226,7 +216,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=25.0)
     report = asyncio.run(soak(parser.parse_args().minutes * 60))
-    REPORT.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    keep("soak", report)
     for check, held in report["checks"].items():
         say(f"{'yes' if held else 'NO '}  {check}")
     return 0 if all(report["checks"].values()) else 1
