@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -26,6 +26,7 @@ Batch = Sequence[Submission]
 Answer = Accepted | KeyReused
 Answers = Sequence[Answer] | LockTimeout
 Known = Sequence[Answer | None]
+Each = TypeVar("Each")
 
 
 class Intake:
@@ -81,12 +82,10 @@ class Intake:
         return [_accepted(answer) for answer in answers]
 
     async def _find_repeated(self, group: Sequence[Batch]) -> Sequence[Known]:
-        answers = iter(await self._submissions.repeated([each for batch in group for each in batch]))
-        return [list(islice(answers, len(batch))) for batch in group]
+        return _by_batch(group, await self._submissions.repeated(_submissions(group)))
 
     async def _write(self, group: Sequence[Batch]) -> Sequence[Answers]:
-        answers = iter(await self._submissions.submit([each for batch in group for each in batch]))
-        return [list(islice(answers, len(batch))) for batch in group]
+        return _by_batch(group, await self._submissions.submit(_submissions(group)))
 
     async def _write_keyed(self, group: Sequence[Batch]) -> Sequence[Answers]:
         """Write a group; where a key of it is locked elsewhere, one by one, so that only its owner fails."""
@@ -96,6 +95,16 @@ class Intake:
             if len(group) == 1:
                 return [error]
         return [answers for batch in group for answers in await self._write_keyed([batch])]
+
+
+def _submissions(group: Sequence[Batch]) -> list[Submission]:
+    return [submission for batch in group for submission in batch]
+
+
+def _by_batch(group: Sequence[Batch], answers: Sequence[Each]) -> list[list[Each]]:
+    """Divide the answers, one for each submission, among the requests."""
+    given = iter(answers)
+    return [list(islice(given, len(batch))) for batch in group]
 
 
 def _accepted(answer: Answer) -> Accepted:
