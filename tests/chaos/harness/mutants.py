@@ -35,16 +35,20 @@ def install(name: str) -> None:
     MUTANTS[name]()
 
 
+class _OverOutbox:
+    """An outbox that does as the one below it, but for what a mutant does otherwise."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._outbox, name)
+
+
 def mark_before_confirm() -> None:
     """Let the relay delete rows before it has published them."""
 
-    class Hasty:
-        def __init__(self, outbox: Outbox) -> None:
-            self._outbox = outbox
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._outbox, name)
-
+    class Hasty(_OverOutbox):
         async def poll(self, most: int, lease_seconds: float) -> list[OutboxRow]:
             rows = await self._outbox.poll(most, lease_seconds)
             if rows:
@@ -114,13 +118,7 @@ WHERE w.id = worker_id AND w.dead_at IS NULL)"
 def attempts_burnt_by_outages() -> None:
     """Count an attempt of every row that the broker did not take, whatever the reason."""
 
-    class Strict:
-        def __init__(self, outbox: Outbox) -> None:
-            self._outbox = outbox
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._outbox, name)
-
+    class Strict(_OverOutbox):
         async def release(self, row_ids: Sequence[int], delay_seconds: float) -> None:
             await self._outbox.returned(row_ids, "not taken", 5, delay_seconds)
 
@@ -130,13 +128,8 @@ def attempts_burnt_by_outages() -> None:
 def cursor_relay() -> None:
     """Never look at a row below one that was seen."""
 
-    class Cursor:
-        def __init__(self, outbox: Outbox) -> None:
-            self._outbox = outbox
-            self._last_seen = 0
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._outbox, name)
+    class Cursor(_OverOutbox):
+        _last_seen = 0
 
         async def poll(self, most: int, lease_seconds: float) -> list[OutboxRow]:
             rows = await self._outbox.poll(most, lease_seconds)
