@@ -238,9 +238,8 @@ async def test_the_port_outlives_the_server(own_postgres: StartPostgres) -> None
         assert proxy.port == port
 
 
-async def test_encryption_is_negotiated_and_a_statement_cancelled(postgres: servers.Database) -> None:
-    if postgres.password:
-        pytest.skip("the client of this test knows no password")
+async def test_encryption_is_negotiated_and_a_statement_cancelled(own_postgres: StartPostgres) -> None:
+    postgres = (await own_postgres()).home  # which asks nobody for a password
     async with Proxy(postgres.host, postgres.port, Speaks.POSTGRES) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(struct.pack(">II", 8, SSL_REQUEST))

@@ -205,12 +205,20 @@ async def served(
     """Open a gateway on a port of the loopback, through the very server of the role."""
     hands = ledger or Hands()
     app = create_app(hands, load([]), GatewaySettings(**settings), Metrics())
-    stop = asyncio.Event()
-    urls: list[str] = []
+    async with on_a_port(app, grace_seconds) as (url, stop, serving):
+        yield Served(app, hands, url, stop, serving)
+
+
+@asynccontextmanager
+async def on_a_port(
+    app: Litestar, grace_seconds: float = 5.0
+) -> AsyncIterator[tuple[str, asyncio.Event, asyncio.Task[None]]]:
+    """Serve an app until the context ends, or until it is told to stop: its URL, the telling, the serving."""
+    stop, urls = asyncio.Event(), list[str]()
     serving = asyncio.create_task(serve(app, "127.0.0.1", 0, stop, grace_seconds, urls.append))
     await eventually(lambda: urls or serving.done())
     try:
-        yield Served(app, hands, urls[0], stop, serving)
+        yield urls[0], stop, serving
     finally:
         stop.set()
         await serving
