@@ -46,7 +46,7 @@ SCENARIOS: dict[str, tuple[tuple[float, str, str], ...]] = {
 CAUGHT = {
     "mark_before_confirm": ("quiet", "row_leaves_after_confirm"),
     "returns_not_raised": ("forgetful", "row_leaves_after_confirm"),
-    "verdict_without_guard": ("frozen", "result_is_what_the_handler_returned"),
+    "verdict_without_guard": ("frozen", "no_stale_write"),
     "rescue_without_recheck": ("frozen", "terminal_stays_terminal"),
     "attempts_burnt_by_outages": ("forgetful", "no_row_counted_without_return"),
     "cursor_relay": ("quiet", "everything_ends"),

@@ -7,18 +7,27 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from tests.chaos.harness.alignment import aligned, missing_seconds
 from tests.chaos.harness.checker import accounts, check, report, story
 from tests.chaos.harness.invariants.timeline import CLOCKS_SECONDS
 from tests.support.chronicle import Chronicle, right, right_at_rest, right_with_messages, right_with_zombies
-from tests.support.chronicle.pen import COMPLETED, STEP_SECONDS
+from tests.support.chronicle.pen import COMPLETED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.chaos.harness.history import History
 
+
 RIGHT = (*right.RIGHT, *right_at_rest.RIGHT, *right_with_messages.RIGHT, *right_with_zombies.RIGHT)
+
+
+def with_clock_ahead(history: History, seconds: float) -> History:
+    """The same, as it is written down when the database's clock was compared badly."""
+    return msgspec.structs.replace(
+        history,
+        tasks=[msgspec.structs.replace(change, at=change.at + seconds) for change in history.tasks],
+        outbox=[msgspec.structs.replace(change, at=change.at + seconds) for change in history.outbox],
+    )
 
 
 @pytest.mark.parametrize("happens", RIGHT, ids=lambda happens: happens.__name__)
@@ -170,42 +179,9 @@ def test_accounts_count_what_happened() -> None:
     }
 
 
-def busy() -> Chronicle:
-    """A run of enough tasks that their calls tell how the clocks stand to each other."""
+def test_a_record_that_repeats_another_breaks_nothing() -> None:
     run = Chronicle()
-    began = run.now
-    for number in range(15):
-        run.now = began + number / 100
-        run.whole_life(f"busy-{number}")
-    return run
-
-
-def with_clock_ahead(history: History, seconds: float) -> History:
-    """The same, as it is written down when the database's clock was compared badly."""
-    return msgspec.structs.replace(
-        history,
-        tasks=[msgspec.structs.replace(change, at=change.at + seconds) for change in history.tasks],
-        outbox=[msgspec.structs.replace(change, at=change.at + seconds) for change in history.outbox],
-    )
-
-
-@pytest.mark.parametrize("seconds", [-0.7, -0.3, 0.3, 0.7])
-def test_a_clock_that_was_compared_badly_is_set_right(seconds: float) -> None:
-    history = with_clock_ahead(busy().history(), seconds)
-    assert missing_seconds(history) == pytest.approx(-seconds, abs=STEP_SECONDS)
-    assert check(history) == []
-    assert accounts(history) == accounts(aligned(history))
-
-
-def test_calls_that_do_not_contradict_the_clock_leave_it() -> None:
-    history = busy().history()
-    assert aligned(history) is history
-    few = with_clock_ahead(lost_task().history(), 0.3)
-    assert aligned(few) is few
-
-
-def test_one_call_that_repeats_another_is_outvoted() -> None:
-    run = busy()
+    run.whole_life("repeated")
     run.tick(5)
-    run.answer_record("id-of-busy-0", 1, "Done", COMPLETED)
+    run.answer_record("id-of-repeated", 1, "Done", COMPLETED)
     assert check(run.history()) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.chaos.harness.accounts import count
-from tests.chaos.harness.alignment import aligned
 from tests.chaos.harness.invariants import INVARIANTS
 from tests.chaos.harness.invariants.timeline import Timeline, grouped
 from tests.chaos.harness.story import tell
@@ -30,7 +29,7 @@ class Violation(NamedTuple):
 
 def check(history: History) -> list[Violation]:
     """List what does not hold, in the order of the invariants."""
-    timeline = Timeline(aligned(history))
+    timeline = Timeline(history)
     return [
         Violation(invariant.__name__, subject, said)
         for invariant in INVARIANTS
@@ -42,7 +41,6 @@ def report(history: History, violations: Sequence[Violation]) -> str:
     """Tell the seed, each invariant that is broken, and the whole story of one task for each."""
     if not violations:
         return f"seed {history.seed}: all {len(INVARIANTS)} invariants hold"
-    history = aligned(history)
     lines = [f"seed {history.seed}: {len(violations)} violations"]
     for invariant, found in grouped(violations, lambda violation: violation.invariant).items():
         lines += ["", f"{invariant}: {len(found)}"]
@@ -54,9 +52,9 @@ def report(history: History, violations: Sequence[Violation]) -> str:
 
 def story(history: History, task_id: str) -> str:
     """Tell all that happened to a task, a line each, by time; empty of what is no task."""
-    return tell(aligned(history), task_id)
+    return tell(history, task_id)
 
 
 def accounts(history: History) -> dict[str, Any]:
     """Count what happened in a run and what it cost, for its report."""
-    return count(Timeline(aligned(history)))
+    return count(Timeline(history))

@@ -14,8 +14,9 @@ from tests.chaos.harness.work import draw
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
+    from tests.chaos.harness.events import AnyEvent
     from tests.chaos.harness.history import Log
     from tests.chaos.harness.work import Wanted
 
@@ -36,6 +37,11 @@ class _Answer(NamedTuple):
     status: int
     body: Any
     headers: httpx.Headers
+
+
+def _ids(answer: _Answer) -> list[str]:
+    tasks = answer.body.get("items", [answer.body]) if answer.outcome == "ok" else []
+    return [task["id"] for task in tasks]
 
 
 class Clients:
@@ -144,11 +150,9 @@ class Clients:
         self, path: str, body: object, wanted: list[Wanted], key: str | None
     ) -> tuple[Outcome, list[str]]:
         headers = {"Idempotency-Key": key} if key else {}
-        answer = await self._call("POST", path, json=body, headers=headers)
-        tasks = answer.body.get("items", [answer.body]) if answer.outcome == "ok" else []
-        ids = [task["id"] for task in tasks]
-        self._log.write(
-            Submitted(
+
+        def submitted(answer: _Answer) -> Submitted:
+            return Submitted(
                 at=now(),
                 by=self._log.by,
                 began=answer.began,
@@ -158,11 +162,12 @@ class Clients:
                 key=key,
                 outcome=answer.outcome,
                 status=answer.status,
-                ids=ids,
+                ids=_ids(answer),
                 repeated="idempotency-replayed" in answer.headers,
             )
-        )
-        return answer.outcome, ids
+
+        answer = await self._ask(submitted, "POST", path, json=body, headers=headers)
+        return answer.outcome, _ids(answer)
 
     async def _afterwards(self, wanted: Wanted, task_id: str) -> None:
         """Some are cancelled, at once or a little later; some of those that end badly are replayed."""
@@ -176,20 +181,20 @@ class Clients:
             await self._replay(task_id)
 
     async def _cancel(self, task_id: str) -> None:
-        until = now() + GIVE_UP_SECONDS
-        while now() < until:
-            answer = await self._call("DELETE", f"/tasks/{task_id}")
-            status = answer.body.get("status") if answer.outcome == "ok" else None
-            event = CancelAsked(
+        def cancel_asked(answer: _Answer) -> CancelAsked:
+            return CancelAsked(
                 at=now(),
                 by=self._log.by,
                 began=answer.began,
                 task=task_id,
                 outcome=answer.outcome,
                 status=answer.status,
-                task_status=status,
+                task_status=answer.body.get("status") if answer.outcome == "ok" else None,
             )
-            self._log.write(event)
+
+        until = now() + GIVE_UP_SECONDS
+        while now() < until:
+            answer = await self._ask(cancel_asked, "DELETE", f"/tasks/{task_id}")
             if answer.outcome != "unknown":
                 return
             await asyncio.sleep(self._rng.uniform(0.2, 0.8))
@@ -210,19 +215,19 @@ class Clients:
                     return
 
     async def _replay_once(self, task_id: str, dispatch: int) -> Outcome:
+        def replay_asked(answer: _Answer) -> ReplayAsked:
+            return ReplayAsked(
+                at=now(),
+                by=self._log.by,
+                began=answer.began,
+                task=task_id,
+                dispatch=dispatch,
+                outcome=answer.outcome,
+                status=answer.status,
+            )
+
         body = {"dispatch": dispatch, "reason": "chaos"}
-        answer = await self._call("POST", f"/tasks/{task_id}/replay", json=body)
-        event = ReplayAsked(
-            at=now(),
-            by=self._log.by,
-            began=answer.began,
-            task=task_id,
-            dispatch=dispatch,
-            outcome=answer.outcome,
-            status=answer.status,
-        )
-        self._log.write(event)
-        return answer.outcome
+        return (await self._ask(replay_asked, "POST", f"/tasks/{task_id}/replay", json=body)).outcome
 
     async def _see(self, task_id: str) -> Any:
         answer = await self._call("GET", f"/tasks/{task_id}")
@@ -240,6 +245,17 @@ class Clients:
         )
         self._log.write(event)
         return task
+
+    async def _ask(
+        self, told: Callable[[_Answer], AnyEvent], method: str, path: str, **request: Any
+    ) -> _Answer:
+        """Call and write down the answer; that of a call cut off by the end of the run stays unknown."""
+        answer = _Answer(now(), "unknown", 0, None, httpx.Headers())
+        try:
+            answer = await self._call(method, path, **request)
+        finally:
+            self._log.write(told(answer))
+        return answer
 
     async def _call(self, method: str, path: str, **request: Any) -> _Answer:
         began = now()
