@@ -73,14 +73,15 @@ class Clients:
         await self._http.aclose()
 
     async def up(self) -> None:
-        """Wait until the gateway answers."""
-        while True:
-            try:
-                await self._http.get("/kinds")
-            except httpx.TransportError:
-                await asyncio.sleep(0.1)
-            else:
-                return
+        """Wait until the gateway answers; TimeoutError where it does not, though nothing has gone wrong yet."""
+        async with asyncio.timeout(GIVE_UP_SECONDS):
+            while True:
+                try:
+                    await self._http.get("/kinds")
+                except httpx.TransportError:
+                    await asyncio.sleep(0.1)
+                else:
+                    return
 
     async def submit(self, until: asyncio.Event) -> None:
         """Ask for work, steadily, until told to stop."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from pipeline.broker import Message
-    from pipeline.ports import Outbox, Submissions
+    from pipeline.ports import Submissions
     from pipeline.stages.claim import Claimed
     from pipeline.stages.consume import Wave
     from storage.ledger import PostgresLedger
@@ -35,24 +35,24 @@ def install(name: str) -> None:
     MUTANTS[name]()
 
 
-class _OverOutbox:
-    """An outbox that does as the one below it, but for what a mutant does otherwise."""
+class _Over:
+    """A port that does as the one below it, but for what a mutant does otherwise."""
 
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
+    def __init__(self, below: Any) -> None:
+        self._below = below
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._outbox, name)
+        return getattr(self._below, name)
 
 
 def mark_before_confirm() -> None:
     """Let the relay delete rows before it has published them."""
 
-    class Hasty(_OverOutbox):
+    class Hasty(_Over):
         async def poll(self, most: int, lease_seconds: float) -> list[OutboxRow]:
-            rows = await self._outbox.poll(most, lease_seconds)
+            rows: list[OutboxRow] = await self._below.poll(most, lease_seconds)
             if rows:
-                await self._outbox.settle([(row.id, 0.0) for row in rows])
+                await self._below.settle([(row.id, 0.0) for row in rows])
             return rows
 
         async def settle(self, confirmed: Sequence[tuple[int, float]]) -> None:
@@ -118,9 +118,9 @@ WHERE w.id = worker_id AND w.dead_at IS NULL)"
 def attempts_burnt_by_outages() -> None:
     """Count an attempt of every row that the broker did not take, whatever the reason."""
 
-    class Strict(_OverOutbox):
+    class Strict(_Over):
         async def release(self, row_ids: Sequence[int], delay_seconds: float) -> None:
-            await self._outbox.returned(row_ids, "not taken", 5, delay_seconds)
+            await self._below.returned(row_ids, "not taken", 5, delay_seconds)
 
     _over_ledger("outbox", Strict)
 
@@ -128,11 +128,11 @@ def attempts_burnt_by_outages() -> None:
 def cursor_relay() -> None:
     """Never look at a row below one that was seen."""
 
-    class Cursor(_OverOutbox):
+    class Cursor(_Over):
         _last_seen = 0
 
         async def poll(self, most: int, lease_seconds: float) -> list[OutboxRow]:
-            rows = await self._outbox.poll(most, lease_seconds)
+            rows: list[OutboxRow] = await self._below.poll(most, lease_seconds)
             new = [row for row in rows if row.id > self._last_seen]
             self._last_seen = max([self._last_seen, *(row.id for row in new)])
             return new
@@ -158,9 +158,9 @@ def ack_before_claim() -> None:
 def created_before_commit() -> None:
     """Answer a submission at once, and write it meanwhile."""
 
-    class Rash:
+    class Rash(_Over):
         def __init__(self, submissions: Submissions) -> None:
-            self._submissions = submissions
+            super().__init__(submissions)
             self._writing: set[asyncio.Task[object]] = set()
 
         async def submit(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused]:
@@ -170,7 +170,7 @@ def created_before_commit() -> None:
             return [Accepted(submission.id) for submission in submissions]
 
         async def _write(self, submissions: Sequence[Submission]) -> None:
-            await self._submissions.submit(submissions)
+            await self._below.submit(submissions)
 
     _over_ledger("submissions", Rash)
 
