@@ -73,7 +73,7 @@ class Clients:
         await self._http.aclose()
 
     async def up(self) -> None:
-        """Wait until the gateway answers; TimeoutError where it does not, though nothing has gone wrong yet."""
+        """Wait until the gateway answers; TimeoutError where it does not in a minute without faults."""
         async with asyncio.timeout(GIVE_UP_SECONDS):
             while True:
                 try:
