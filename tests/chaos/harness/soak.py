@@ -39,10 +39,12 @@ SNAPSHOT_SHARE = (0.3, 0.3 + 8 / 25)
 
 WINDOW_SHARE = 0.2
 WITHIN = 0.9
+GROWTH = 1.1
 
+TABLES = ("tasks", "outbox", "payloads", "results", "workers")
 _DEAD = """
-SELECT relname, n_dead_tup::int, (pg_total_relation_size(relid) / 1048576.0)::float8
-FROM pg_stat_user_tables WHERE relname IN ('tasks', 'outbox', 'payloads', 'results', 'workers')
+SELECT relname::text, n_dead_tup::int, (pg_total_relation_size(relid) / 1048576.0)::float8
+FROM pg_stat_user_tables WHERE relname = ANY($1::text[])
 """
 _ENDED = "SELECT count(*)::int FROM tasks WHERE status = 3"
 
@@ -120,7 +122,10 @@ class Soak:
         while (now := time.monotonic()) < until:
             task = await self._service.submit("echo", {}, wait=30)
             took = time.monotonic() - now
-            tables = {name: (dead, size) for name, dead, size in await self._service.database.fetch(_DEAD)}
+            tables = {
+                name: (dead, size)
+                for name, dead, size in await self._service.database.fetch(_DEAD, [list(TABLES)])
+            }
             done = self._accepted - await self._behind()
             self._samples.append(Sample(now - began, done, took if task["finished_at"] else 30.0, tables))
             await asyncio.sleep(max(0.0, now + 5 - time.monotonic()))
@@ -167,6 +172,7 @@ class Soak:
             "end": self._window((1 - WINDOW_SHARE) * seconds, seconds),
         }
         start, end = windows["start"]["tasks_per_second"], windows["end"]["tasks_per_second"]
+        memory = self._sampler.growth()
         return {
             "capacity_tasks_per_second": round(capacity),
             "rate_tasks_per_second": round(rate),
@@ -174,8 +180,12 @@ class Soak:
             "accepted": self._accepted,
             "drained_after_seconds": round(left_seconds, 1),
             "windows": windows,
-            "memory_mib": self._sampler.growth(),
-            "checks": {"the end is within 10 % of the start": end >= WITHIN * start},
+            "memory_mib": memory,
+            "checks": {
+                "the end is within 10 % of the start": end >= WITHIN * start,
+                **{f"{name} was given back what the reader kept": _no_more(windows, name) for name in TABLES},
+                **{f"{name} did not grow": grown.flat for name, grown in memory["soaking"].items()},
+            },
         }
 
     def _window(self, start: float, end: float) -> dict[str, Any]:
@@ -194,6 +204,12 @@ class Soak:
             "latency_milliseconds": {"median": round(median(latencies), 1), "worst": round(latencies[-1], 1)},
             "tables": most,
         }
+
+
+def _no_more(windows: dict[str, Any], table: str) -> bool:
+    """Tell whether a table is no larger, and has no more dead rows, at the end than beside the reader."""
+    beside, end = (windows[each]["tables"][table] for each in ("with_snapshot", "end"))
+    return bool(end["mib"] <= beside["mib"] * GROWTH and end["dead_rows"] <= beside["dead_rows"] * GROWTH)
 
 
 def say(words: str) -> None:
