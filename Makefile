@@ -27,7 +27,7 @@ test: .venv/synced ## run every test, with private servers
 chaos: .venv/synced ## break the service for MINUTES, as SEED says: make chaos MINUTES=3 SEED=1
 	@exec $(BIN)/python -m tests.chaos.harness --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-mutants: .venv/synced ## check the checker of chaos by programs with one mistake each, for a quarter of an hour
+mutants: .venv/synced ## check the checker of chaos by programs with one mistake each, in ten minutes
 	@exec $(BIN)/pytest -m alone
 
 overload: .venv/synced ## post 500,000 tasks while nobody works, and watch the memory of every process
@@ -36,13 +36,15 @@ overload: .venv/synced ## post 500,000 tasks while nobody works, and watch the m
 soak: .venv/synced ## keep the service busy for 25 minutes, 8 of them beside a reader that holds its snapshot
 	@exec $(BIN)/python -m tests.chaos.harness.soak
 
-check: .venv/synced ## check format, lint, types and container files, then run every test
+check: .venv/synced ## all that continuous integration runs: lint, types, tests, chaos, mutants; in half an hour
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 	$(BIN)/hadolint Containerfile
 	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory chaos
+	@$(MAKE) --no-print-directory mutants
 	@echo "make check: everything passed"
 
 recovery: .venv/synced ## measure how soon work goes on after each kind of death, in 25 minutes
