@@ -62,7 +62,7 @@ class Intake:
         if not await self._admission.admits(batch):
             return await self._answer_repeat(batch)
         lane = self._plain if batch[0].key is None else self._keyed
-        answers = await lane.add(batch, sum(len(each.payload) for each in batch), len(batch))
+        answers = await lane.add(batch, _size_bytes(batch), len(batch))
         if isinstance(answers, LockTimeout):
             raise answers
         return [_accepted(answer) for answer in answers]
@@ -75,7 +75,9 @@ class Intake:
         await asyncio.gather(*(lane.close(grace_seconds) for lane in lanes))
 
     async def _answer_repeat(self, batch: Batch) -> list[Accepted]:
-        known: Known = [] if batch[0].key is None else await self._repeated.add(batch, rows=len(batch))
+        known: Known = (
+            [] if batch[0].key is None else await self._repeated.add(batch, _size_bytes(batch), len(batch))
+        )
         answers = [answer for answer in known if answer is not None]
         if not answers:
             raise self._admission.refuse(batch)
@@ -95,6 +97,10 @@ class Intake:
             if len(group) == 1:
                 return [error]
         return [answers for batch in group for answers in await self._write_keyed([batch])]
+
+
+def _size_bytes(batch: Batch) -> int:
+    return sum(len(each.payload) for each in batch)
 
 
 def _submissions(group: Sequence[Batch]) -> list[Submission]:

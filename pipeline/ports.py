@@ -177,8 +177,8 @@ class Workers(Protocol):
 class Upkeep(Protocol):
     """The janitor's hand: what was lost is dispatched again, what is over is removed."""
 
-    async def rescue(self, most: int, lease_seconds: float) -> list[Rescued]:
-        """Dispatch again the runs of dead or missing workers, and those hung for timeout + two leases."""
+    async def rescue(self, most: int, lease_seconds: float, *, hung: bool = True) -> list[Rescued]:
+        """Dispatch again runs of dead workers and, if `hung`, those older than timeout + two leases."""
 
     async def claimed_through(self) -> dict[Priority, datetime]:
         """Tell, per priority, the newest `queued_at` that live workers have claimed."""

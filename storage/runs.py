@@ -39,13 +39,16 @@ DECLARED_DEAD_SECONDS = 1.0
 # for by when it was queued.
 # Locked in order of id and never SKIP LOCKED: a row that another transaction holds for a moment would be
 # read as "refused" and its reference forgotten. Who is declared dead takes nothing, since it would be lost at
-# once; one look per statement. Who has not reported yet may take.
+# once; one look per statement. Who has not reported yet may take. What is not due yet takes nobody, whatever
+# brought its message: a copy sent twice, the clock of the broker. A claim is repeated only while its answer
+# is not known, so its handler has not started, and its time counts from the last one.
 _CLAIM = """
 WITH wanted AS (
     SELECT * FROM unnest($1::uuid[], $2::int[]) AS w(id, dispatch)
 ), waiting AS (
     SELECT t.id, t.dispatch, t.priority, q.name AS route,
            CASE WHEN t.status = 2 THEN NULL WHEN q.paused THEN $5::float8
+                WHEN t.due_at > now() THEN extract(epoch FROM t.due_at - now())::float8
                 WHEN t.kind <> ALL ($4::text[]) THEN $6::float8
                 WHEN EXISTS (SELECT FROM workers WHERE id = $3 AND dead_at IS NOT NULL) THEN $7::float8
            END AS later_seconds
@@ -55,10 +58,11 @@ WITH wanted AS (
     ORDER BY t.id FOR NO KEY UPDATE OF t
 ), taken AS (
     UPDATE tasks t SET status = 2, worker_id = $3,
-        started_at = CASE WHEN t.status = 2 THEN t.started_at ELSE clock_timestamp() END
+        started_at = clock_timestamp()
     FROM waiting w WHERE t.id = w.id AND w.later_seconds IS NULL
     RETURNING t.id, t.dispatch, t.kind, t.kind_version, t.priority, t.attempt, t.max_retries,
-              t.timeout_seconds, t.losses, t.postponements, t.replay, t.tenant, t.trace_context, t.queued_at,
+              t.timeout_seconds, t.losses, t.postponements, t.replay, t.tenant, t.trace_context,
+              CASE WHEN t.queued_at > now() THEN now() ELSE t.queued_at END,
               extract(epoch FROM t.started_at - CASE
                   WHEN t.due_at IS NULL AND t.replay > 0 THEN coalesce(t.queued_at, t.started_at)
                   ELSE greatest(t.due_at, t.created_at) END)::float8

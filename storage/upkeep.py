@@ -24,7 +24,8 @@ WITH lost AS MATERIALIZED (
     SELECT t.id, t.dispatch, t.worker_id, w.id IS NULL AS worker_gone
     FROM tasks t LEFT JOIN workers w ON w.id = t.worker_id AND w.dead_at IS NULL
     WHERE t.worker_id IS NOT NULL
-    AND (w.id IS NULL OR t.started_at < now() - make_interval(secs => t.timeout_seconds + 2 * $2::float8))
+    AND (w.id IS NULL
+         OR $4::bool AND t.started_at < now() - make_interval(secs => t.timeout_seconds + 2 * $2::float8))
 ), ending AS (
     SELECT t.id,
            CASE WHEN CASE WHEN l.worker_gone THEN t.losses + 1 >= $3::int ELSE t.attempt > t.max_retries END
@@ -59,15 +60,16 @@ FROM queues q LEFT JOIN workers w ON w.dead_at IS NULL AND q.name = ANY(w.queues
 # so did "status = 0", which brought the index of all due rows into it.
 _RESEND = """
 WITH lost AS (
-    SELECT t.id, t.dispatch, t.priority FROM tasks t
+    SELECT t.id, t.dispatch, t.priority, t.due_at FROM tasks t
     WHERE t.status = 1 AND t.priority = $1::smallint
-    AND t.queued_at < coalesce($2::timestamptz, now() - make_interval(secs => $4::float8))
+    AND t.queued_at < least(now(), coalesce($2::timestamptz, now() - make_interval(secs => $4::float8)))
     AND NOT EXISTS (SELECT FROM outbox o WHERE o.task_id = t.id AND o.dispatch = t.dispatch
                     AND o.status <> 1 OFFSET 0)
     ORDER BY t.queued_at LIMIT $3::int
 )
-INSERT INTO outbox (task_id, dispatch, priority, route)
-SELECT l.id, l.dispatch, l.priority, q.name FROM lost l JOIN queues q ON q.priority = l.priority RETURNING 1
+INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
+SELECT l.id, l.dispatch, l.priority, q.name, greatest(now(), l.due_at)
+FROM lost l JOIN queues q ON q.priority = l.priority RETURNING 1
 """
 
 # In the order of the index, so that the oldest comes first and the count ends after `most` entries of it.
@@ -146,9 +148,9 @@ class PostgresUpkeep:
         self._database = database
         self._signals = signals
 
-    async def rescue(self, most: int, lease_seconds: float) -> list[Rescued]:
-        """Dispatch again the runs of dead or missing workers, and hung ones."""
-        moved = await self._database.fetch(_RESCUE, [most, lease_seconds, MOST_LOSSES])
+    async def rescue(self, most: int, lease_seconds: float, *, hung: bool = True) -> list[Rescued]:
+        """Dispatch again the runs of dead or missing workers, and hung ones where these are asked for."""
+        moved = await self._database.fetch(_RESCUE, [most, lease_seconds, MOST_LOSSES, hung])
         rescued = [Rescued(reference, status) for reference, status in ended(moved).items()]
         if rescued:
             self._signals.notify(OUTBOX)

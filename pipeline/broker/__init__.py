@@ -18,7 +18,7 @@ class BrokerUnavailable(BrokerError):
 
 
 class QueueMismatch(BrokerError):
-    """A queue exists with other arguments than ours; changing them is an operator's step."""
+    """A queue is not as ours, or may not be declared; changing that is an operator's step."""
 
 
 class Message(NamedTuple):

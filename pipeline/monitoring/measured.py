@@ -247,9 +247,9 @@ class MeasuredUpkeep:
         self.prune = upkeep.prune
         self.restart_volatile = upkeep.restart_volatile
 
-    async def rescue(self, most: int, lease_seconds: float) -> list[Rescued]:
+    async def rescue(self, most: int, lease_seconds: float, *, hung: bool = True) -> list[Rescued]:
         """Dispatch lost and hung runs again."""
-        rescued = await self._upkeep.rescue(most, lease_seconds)
+        rescued = await self._upkeep.rescue(most, lease_seconds, hung=hung)
         self._metrics.rescued.inc(len(rescued))
         self._progress.rescued.happened()
         return rescued

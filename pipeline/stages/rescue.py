@@ -31,8 +31,9 @@ class Rescue(Stage[None, None]):
 
     Dead is who was silent for a lease, or, sooner, whose connection to the database has ended and who has
     not come back in `LOOKS_BEFORE_DEATH` rounds running. Neither is believed of a database that stood still,
-    for that makes every worker look silent: after a round that failed, or that took or came longer than half
-    a lease, looks are counted anew, and silence says nothing for one lease.
+    for that makes every worker look silent and every run hung, whose verdict only waits: after a round that
+    failed, or that took or came longer than half a lease, looks are counted anew, and neither silence nor
+    time says anything for one lease.
     """
 
     def __init__(
@@ -76,7 +77,8 @@ class Rescue(Stage[None, None]):
             _tell(await self._workers.declare_dead(self._lease_seconds), "silent")
 
     async def _rescue(self) -> None:
-        while rescued := await self._upkeep.rescue(MOST_ROWS, self._lease_seconds):
+        trusted = self._clock.now() >= self._trusted_from
+        while rescued := await self._upkeep.rescue(MOST_ROWS, self._lease_seconds, hung=trusted):
             for run in rescued:
                 task_id, dispatch = run.reference
                 log.warning("rescued", task_id=str(task_id), dispatch=dispatch, status=run.status.name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from pipeline.broker import BrokerUnavailable
 from pipeline.broker.topology import work_route
 from pipeline.flow import Stage
 from storage.model import Priority
@@ -37,16 +38,25 @@ class Resend(Stage[None, None]):
         self._empty: set[Priority] = set()
 
     async def __call__(self, _tick: None) -> None:
-        """Run one round over all work queues."""
+        """Run one round over all work queues; raises BrokerUnavailable where one did not answer."""
+        unanswered = None
         newest = await self._upkeep.claimed_through()
         unclaimed = await self._upkeep.unclaimed()
         for priority in Priority:
             overtaken = self._claimed_through.get(priority)
             if overtaken is not None:
                 await self._resend(priority, overtaken, "overtaken")
-            if await self._is_empty(priority, unclaimed.get(priority, 0)):
+            try:
+                empty = await self._is_empty(priority, unclaimed.get(priority, 0))
+            except BrokerUnavailable as error:
+                unanswered = error
+                self._empty.discard(priority)
+                continue
+            if empty:
                 await self._resend(priority, None, "queue found empty")
         self._claimed_through = newest
+        if unanswered is not None:
+            raise unanswered
 
     async def _is_empty(self, priority: Priority, unclaimed: int) -> bool:
         depth = await self._broker.depth(work_route(priority))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from pipeline.broker.topology import parse
+from pipeline.broker.topology import UnknownRoute, parse
 from pipeline.flow import Stage
 from pipeline.stages.publish import Published
 
@@ -38,6 +38,8 @@ class Settle(Stage[Published, None]):
         if published.unsent:
             await self._outbox.release([row.id for row in published.unsent], UNSENT_SECONDS)
             log.warning("not taken by the broker, sent again later", rows=len(published.unsent))
+        for withheld in published.withheld:
+            await self._outbox.release([row.id for row in withheld.rows], withheld.seconds)
         if published.undeliverable:
             await self._count(published.undeliverable)
 
@@ -51,4 +53,7 @@ class Settle(Stage[Published, None]):
 
 def _hold_seconds(row: OutboxRow) -> float:
     """Tell how long the row's queue holds a message back before a worker can see it."""
-    return float(parse(row.route).hold_seconds)
+    try:
+        return float(parse(row.route).hold_seconds)
+    except UnknownRoute:  # of a newer version, and somebody has declared its queue
+        return 0.0

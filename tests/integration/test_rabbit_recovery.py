@@ -224,6 +224,27 @@ async def test_a_broker_that_stands_still_is_left_and_found_again(
         await eventually(lambda: b"4" in inbox.bodies or settle_next(inbox), RECOVERY_SECONDS)
 
 
+async def test_a_queue_that_is_silent_costs_no_connection_and_no_other_queue(
+    own_rabbitmq: Callable[[], Awaitable[RabbitmqNode]],
+) -> None:
+    node, silent = await own_rabbitmq(), "tasks.low"
+    leader = f"whereis('%2F_{silent}')"  # what a quorum queue is to Erlang; suspended, it answers nothing
+    async with RabbitBroker(node.url(), "test", confirm_seconds=1) as broker:
+        for queue in (WORK, silent):
+            await broker.declare(queue)
+        both = [Message(WORK, b"1"), Message(silent, b"2")]
+        assert await broker.publish(both) == [Publication.CONFIRMED] * 2
+        connections = await node.evaluate("rabbit_networking:connections().")
+        await node.evaluate(f"sys:suspend({leader}).")
+
+        for _ in range(2):
+            assert await broker.publish(both) == [Publication.CONFIRMED, Publication.UNKNOWN]
+        assert await node.evaluate("rabbit_networking:connections().") == connections
+
+        await node.evaluate(f"sys:resume({leader}).")
+        assert await broker.publish(both) == [Publication.CONFIRMED] * 2
+
+
 async def test_closing_does_not_wait_for_a_broker_that_stands_still(
     own_rabbitmq: Callable[[], Awaitable[RabbitmqNode]],
 ) -> None:

@@ -288,13 +288,18 @@ class PlainModel:
         taken = []
         for reference in references:
             if task := self.current(reference, *WAITING):
-                if task.asked.priority in self.paused or worker_id in self.dead:
+                if task.asked.priority in self.paused:
+                    self.send(task, hold_seconds=NOT_NOW_SECONDS)
+                elif (early_seconds := (task.due_at or 0.0) - self.now) > 0:
+                    self.send(task, hold_seconds=early_seconds)
+                elif worker_id in self.dead:
                     self.send(task, hold_seconds=NOT_NOW_SECONDS)
                 elif task.asked.kind not in kinds:
                     self.send(task, hold_seconds=UNKNOWN_KIND_SECONDS)
                 else:
-                    task.status, task.worker_id, task.started_at = IN_PROGRESS, worker_id, self.now
+                    task.status, task.worker_id = IN_PROGRESS, worker_id
             if (task := self.current(reference, IN_PROGRESS)) and task.worker_id == worker_id:
+                task.started_at = self.now
                 taken.append(task)
         return taken
 
@@ -394,7 +399,7 @@ class PlainModel:
             and not self.stands_for(task)
         ]
         for task in lost:
-            self.send(task)
+            self.send(task, hold_seconds=max(0.0, (task.due_at or 0.0) - self.now))
         return len(lost)
 
     def bury(self, references: Iterable[Reference]) -> int:

@@ -59,6 +59,29 @@ def unlimited(gate: Gate) -> Intake:
     return Intake(gate, Admission(gate, 0, ManualClock(), Metrics()))
 
 
+async def test_repeats_that_are_looked_up_are_bounded_in_bytes() -> None:
+    """Where the backlog leaves no room, each keyed request may be one; a database away answers none."""
+
+    class Silent(Gate):
+        async def repeated(self, submissions: Sequence[Submission]) -> list[Accepted | KeyReused | None]:
+            await self.open.wait()
+            return await super().repeated(submissions)
+
+        async def waiting(self, most: int) -> int:
+            return most
+
+    gate = Silent()
+    intake = Intake(gate, Admission(gate, 4, ManualClock(), Metrics()))
+    payload = f'"{"x" * (256 * 1024)}"'
+    keyed = [submission(key=f"k-{number}", payload=payload) for number in range(300)]
+    asked = [asyncio.create_task(intake.submit(each)) for each in keyed]
+    await eventually(lambda: any(each.done() for each in asked))
+    assert {type(each.exception()) for each in asked if each.done()} == {Overloaded}
+    gate.open.set()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert {Overloaded, Problem} <= {type(answer) for answer in answers}
+
+
 async def test_what_arrives_during_a_write_goes_into_the_next_one_together() -> None:
     gate = Gate()
     intake = unlimited(gate)

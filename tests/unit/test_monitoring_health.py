@@ -54,7 +54,7 @@ class Process:
         self.ledger = MeasuredLedger(self.inside, Metrics(), self.progress)
 
 
-async def _away(*_args: object) -> Any:
+async def _away(*_args: object, **_options: object) -> Any:
     raise Unavailable("away")
 
 

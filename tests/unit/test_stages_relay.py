@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -12,6 +11,7 @@ import pytest
 from pipeline.broker import BrokerUnavailable, Message, Publication, QueueMismatch
 from pipeline.references import decode
 from pipeline.stages import PollOutbox, Publish, Published, Settle
+from pipeline.stages.publish import Withheld
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import OutcomeUnknown, StorageError, Unavailable
 from storage.model import Caller, Capacity, OutboxRow, OutboxStatus, Priority, Status
@@ -254,6 +254,82 @@ async def test_an_outage_is_raised_so_that_the_flow_gives_the_batch_back() -> No
             await Publish(broker)(rows(1))
 
 
+class Leaderless(MemoryBroker):
+    """Says nothing of some queues, as a broker does whose quorum queue has no leader."""
+
+    def __init__(self, *silent: str) -> None:
+        super().__init__()
+        self.silent = set(silent)
+        self.sent: list[str] = []
+
+    async def publish(self, messages: Sequence[Message]) -> list[Publication]:
+        self.sent += [message.route for message in messages]
+        return [
+            Publication.UNKNOWN if message.route in self.silent else Publication.CONFIRMED
+            for message in messages
+        ]
+
+
+async def test_a_silent_queue_is_tried_now_and_then_and_the_others_go_on() -> None:
+    clock, broker = ManualClock(), Leaderless("tasks.low")
+    publish = Publish(broker, clock=clock)
+    low, high = rows(3, "tasks.low"), rows(2)
+    async with broker:
+        assert await publish([*low, *high]) == Published(confirmed=high, unsent=low)
+
+        broker.sent.clear()
+        published = await publish([*low, *high])
+        assert (published.confirmed, published.unsent) == (high, [])
+        [withheld] = published.withheld
+        assert (withheld.rows, set(broker.sent)) == (low, {"tasks.high"})
+
+        await clock.advance(withheld.seconds)
+        broker.sent.clear()
+        published = await publish([*low, *high])
+        assert broker.sent.count("tasks.low") == 1
+        assert (published.confirmed, published.unsent) == (high, low[:1])
+        [again] = (await publish(low)).withheld
+        assert again.seconds > withheld.seconds
+
+        await clock.advance(again.seconds)
+        broker.silent.clear()
+        assert (await publish(low)).confirmed == low[:1]
+        assert await publish(low) == Published(confirmed=low)
+
+
+async def test_where_nothing_is_answered_no_queue_is_called_silent() -> None:
+    broker = Leaderless("tasks.low", "tasks.high")
+    publish = Publish(broker, clock=ManualClock())
+    batch = [*rows(1, "tasks.low"), *rows(1)]
+    async with broker:
+        for _ in range(2):
+            assert await publish(batch) == Published(unsent=batch)
+
+
+async def test_a_declaration_without_answer_gives_back_its_own_rows_alone() -> None:
+    class Busy(Answering):
+        async def declare(self, route: str) -> None:
+            raise BrokerUnavailable(f"no answer about {route}")
+
+    broker = Busy(Publication.RETURNED)
+    lost, held = rows(1, "tasks.low"), rows(1)
+    async with broker:
+        assert await Publish(broker)([*lost, *held]) == Published(confirmed=held, unsent=lost)
+
+
+async def test_what_was_withheld_is_due_again_when_its_queue_is_tried() -> None:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
+    await ledger.submissions.submit([submission()])
+    found = await ledger.outbox.poll(10, 30)
+    await Settle(ledger.outbox)(Published(withheld=[Withheld(found, 7.0)]))
+    await clock.advance(6.9)
+    assert await ledger.outbox.poll(10, 30) == []
+    await clock.advance(0.2)
+    [again] = await ledger.outbox.poll(10, 30)
+    assert (again.id, again.attempts) == (found[0].id, 0)
+
+
 async def test_settle_lets_go_of_the_confirmed_and_keeps_the_rest() -> None:
     clock = ManualClock()
     ledger = MemoryLedger(clock)
@@ -273,7 +349,8 @@ async def test_settle_lets_go_of_the_confirmed_and_keeps_the_rest() -> None:
 
 
 async def test_what_waits_in_a_retry_queue_counts_as_queued_when_it_leaves_it() -> None:
-    ledger, worker_id = MemoryLedger(ManualClock()), uuid4()
+    clock, worker_id = ManualClock(), uuid4()
+    ledger = MemoryLedger(clock)
     await ledger.submissions.submit([submission()])
     [first] = await ledger.outbox.poll(10, 30)
     await ledger.outbox.settle([(first.id, 0.0)])
@@ -281,5 +358,7 @@ async def test_what_waits_in_a_retry_queue_counts_as_queued_when_it_leaves_it() 
     await ledger.runs.record([retry(claimed, 30)])
     [again] = await ledger.outbox.poll(10, 30)
     await Settle(ledger.outbox)(Published(confirmed=[again]))
-    assert await ledger.upkeep.resend(Priority.MEDIUM, ledger.now() + timedelta(seconds=29), 10) == 0
-    assert await ledger.upkeep.resend(Priority.MEDIUM, ledger.now() + timedelta(seconds=31), 10) == 1
+    await clock.advance(29)
+    assert await ledger.upkeep.resend(Priority.MEDIUM, None, 10) == 0
+    await clock.advance(2)
+    assert await ledger.upkeep.resend(Priority.MEDIUM, None, 10) == 1

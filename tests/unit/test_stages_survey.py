@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.broker import BrokerUnavailable, Message
+from pipeline.broker import BrokerUnavailable, Depth, Message
 from pipeline.monitoring import Metrics
 from pipeline.stages import SurveyOutbox, SurveyQueues
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
@@ -51,6 +51,22 @@ async def test_without_a_database_nothing_is_shown_rather_than_what_was() -> Non
     names = ("outbox_due_rows", "outbox_oldest_due_age_seconds", "workers_alive")
     assert [value(metrics, name, "tasks.high") for name in names] == [None, None, None]
     assert math.isnan(value(metrics, "outbox_failed_rows") or 0.0)
+
+
+async def test_a_queue_that_does_not_answer_hides_no_other() -> None:
+    class SilentOnHigh(MemoryBroker):
+        async def depth(self, queue: str) -> Depth | None:
+            if queue == "tasks.high":
+                raise BrokerUnavailable("no answer")
+            return await super().depth(queue)
+
+    metrics = Metrics()
+    async with SilentOnHigh() as broker:
+        await broker.declare("tasks.low")
+        with pytest.raises(BrokerUnavailable):
+            await SurveyQueues(broker, metrics)(None)
+    names = ("tasks.high", "tasks.low")
+    assert [value(metrics, "queue_messages_ready", queue) for queue in names] == [None, 0]
 
 
 async def test_queues_are_shown_while_there_is_a_broker() -> None:

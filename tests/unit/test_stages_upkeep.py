@@ -10,12 +10,12 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from pipeline.broker import Message
+from pipeline.broker import BrokerUnavailable, Depth, Message
 from pipeline.stages import Every, Prune, Rescue, Resend
 from pipeline.stages.prune import MOST_STEPS
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import Unavailable
-from storage.model import Caller, Priority, Reference
+from storage.model import Caller, Priority, Recorded, Reference, Status
 from tests.support.builders import beat, done, submission, task_id
 from tests.support.stages import claimed
 
@@ -72,11 +72,11 @@ class TestRescue:
         await clock.advance(5)
         original = ledger.upkeep.rescue
 
-        async def faulty(most: int, lease_seconds: float) -> list[Rescued]:
+        async def faulty(most: int, lease_seconds: float, *, hung: bool = True) -> list[Rescued]:
             if fault == "failed":
                 raise Unavailable("away")
             await clock.advance(LEASE_SECONDS / 2 + 1)
-            return await original(most, lease_seconds)
+            return await original(most, lease_seconds, hung=hung)
 
         ledger.upkeep.rescue = faulty  # type: ignore[method-assign]  # the fault
         try:
@@ -87,6 +87,24 @@ class TestRescue:
         await clock.advance(LEASE_SECONDS - 1)
         await rescue(None)
         assert await ledger.workers.beat(beat(worker_id))
+
+    async def test_after_an_outage_a_run_has_a_lease_to_bring_its_verdict(self) -> None:
+        """It may have ended in time, and been heard by nobody."""
+        clock, worker_id = ManualClock(), uuid4()
+        ledger = MemoryLedger(clock)
+        rescue = Rescue(ledger.upkeep, ledger.workers, LEASE_SECONDS, clock)
+        run = await claimed(ledger, worker_id)
+        await clock.advance(run.timeout_seconds + 2 * LEASE_SECONDS + 1)
+        await ledger.workers.beat(beat(worker_id))
+        await rescue(None)
+        assert await ledger.runs.record([done(run)]) == [Recorded(Status.COMPLETED)]
+
+        late = await claimed(ledger, worker_id)
+        for _ in range(2):
+            await go_on(rescue, clock, (late.timeout_seconds + 2 * LEASE_SECONDS) / 2)
+            await ledger.workers.beat(beat(worker_id))
+        await go_on(rescue, clock, ROUND_SECONDS)
+        assert await ledger.runs.record([done(late)]) == [Recorded(None)]
 
     async def test_a_janitor_that_stood_still_itself_declares_nobody_dead_for_a_lease(self) -> None:
         """Whatever stopped it, a host that slept, say, may have stopped the workers as well."""
@@ -175,6 +193,13 @@ class TestRescueOfTheDisconnected:
         ledger.workers.disconnected = original  # type: ignore[method-assign]  # it heals
 
 
+class SilentOnHigh(MemoryBroker):
+    async def depth(self, queue: str) -> Depth | None:
+        if queue == "tasks.high":
+            raise BrokerUnavailable("no answer")
+        return await super().depth(queue)
+
+
 class TestResend:
     async def test_what_a_later_message_has_overtaken_is_sent_again(self) -> None:
         clock, worker_id = ManualClock(), uuid4()
@@ -210,6 +235,21 @@ class TestResend:
             assert await ledger.outbox.poll(10, 30) == [], "it was queued within the round"
             await clock.advance(11)
             await resend(None)
+        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(lost.id, 1)]
+
+    async def test_a_queue_that_does_not_answer_keeps_no_other_from_being_looked_at(self) -> None:
+        clock = ManualClock()
+        ledger = MemoryLedger(clock)
+        lost = submission(priority=Priority.LOW)
+        await ledger.submissions.submit([lost])
+        [row] = await ledger.outbox.poll(10, 30)
+        await ledger.outbox.settle([(row.id, 0.0)])
+        await clock.advance(11)
+        async with SilentOnHigh() as broker:
+            resend = Resend(ledger.upkeep, broker)
+            for _ in range(2):
+                with pytest.raises(BrokerUnavailable):
+                    await resend(None)
         assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(lost.id, 1)]
 
     async def test_what_a_worker_has_received_and_not_claimed_is_not_lost(self) -> None:

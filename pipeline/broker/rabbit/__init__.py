@@ -70,8 +70,10 @@ class RabbitBroker:
             return []
         async with calling(self._confirm_seconds):
             channel = await self._confirm_channel()
+        before = channel.answered
         answers = await channel.publish(messages, self._confirm_seconds)
-        if Publication.UNKNOWN in answers and not channel.closed:
+        # One queue without a leader is silent too: while others are answered, the connection is not to blame.
+        if Publication.UNKNOWN in answers and channel.answered == before and not channel.closed:
             await self._doubt(channel)
         return answers
 

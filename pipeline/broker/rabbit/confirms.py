@@ -42,6 +42,8 @@ class ConfirmChannel:
 
     def __init__(self, connection: AbstractConnection, channel: Channel) -> None:
         self.connection = connection
+        self.answered = 0
+        """How many messages the broker has answered for."""
         self._channel = channel
         self._boot = uuid.uuid4().hex
         self._numbers = itertools.count()
@@ -69,7 +71,9 @@ class ConfirmChannel:
         try:
             if confirmations:
                 await asyncio.wait(confirmations.values(), timeout=seconds)
-            answers = iter([_answer(confirmation) for confirmation in confirmations.values()])
+            answered = [_answer(confirmation) for confirmation in confirmations.values()]
+            self.answered += len(answered) - answered.count(Publication.UNKNOWN)
+            answers = iter(answered)
         finally:
             for message_id, confirmation in confirmations.items():
                 confirmation.cancel()

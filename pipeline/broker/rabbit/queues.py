@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from pipeline.broker import Depth, QueueMismatch
 from pipeline.broker.topology import arguments, prerequisites
@@ -37,6 +37,8 @@ class Declarer:
                     await _declare(connection, name)
                 except ChannelPreconditionFailed as error:
                     mismatches.append(f"queue {name} exists with other arguments: {error}")
+                except ChannelAccessRefused as error:
+                    mismatches.append(f"queue {name} may not be declared: {error}")
         if mismatches:
             raise QueueMismatch("; ".join(mismatches))
 

@@ -34,13 +34,13 @@ class MemoryUpkeep:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    async def rescue(self, most: int, lease_seconds: float) -> list[Rescued]:
-        """Dispatch again the runs of dead or missing workers, and hung ones."""
+    async def rescue(self, most: int, lease_seconds: float, *, hung: bool = True) -> list[Rescued]:
+        """Dispatch again the runs of dead or missing workers, and hung ones where these are asked for."""
         running = [row for row in self._state.tasks.values() if row.status is Status.IN_PROGRESS]
         lost = [row for row in running if self._lost(row)]
-        hung = [row for row in running if not self._lost(row) and self._hung(row, lease_seconds)]
+        late = [row for row in running if hung and not self._lost(row) and self._hung(row, lease_seconds)]
         rescued = []
-        for row in [*lost, *hung][:most]:
+        for row in [*lost, *late][:most]:
             reference = row.reference
             (self._end_lost if self._lost(row) else self._end_hung)(row)
             rescued.append(Rescued(reference, row.status))
@@ -91,7 +91,7 @@ class MemoryUpkeep:
         self, priority: Priority, queued_before: datetime | None, most: int, min_age_seconds: float = 0.0
     ) -> int:
         """Send again, with their own dispatch, PENDING tasks that no outbox row stands for."""
-        limit = queued_before or self._state.now(-min_age_seconds)
+        limit = min(queued_before or self._state.now(-min_age_seconds), self._state.now())
         lost = [
             (row.queued_at, row.reference, row)
             for row in self._state.tasks.values()
@@ -103,7 +103,7 @@ class MemoryUpkeep:
         ]
         chosen = sorted(lost, key=lambda entry: entry[:2])[:most]
         for _, _, row in chosen:
-            self._state.send(row)
+            self._state.send(row, available_at=max(self._state.now(), row.due_at or self._state.now()))
         return len(chosen)
 
     async def backlog(self, most: int) -> Backlog:

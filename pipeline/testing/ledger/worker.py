@@ -50,12 +50,15 @@ class MemoryRuns:
             if later_seconds is not None:
                 self._send_later(row, later_seconds)
                 return None
-            row.status, row.worker_id, row.started_at = Status.IN_PROGRESS, worker_id, self._state.now()
+            row.status, row.worker_id = Status.IN_PROGRESS, worker_id
+        row.started_at = self._state.now()
         return _run(row)
 
     def _later_seconds(self, row: TaskRow, worker_id: UUID, kinds: Sequence[str]) -> float | None:
         if work_route(row.asked.priority) in self._state.paused:
             return PAUSED_SECONDS
+        if row.due_at and row.due_at > self._state.now():
+            return (row.due_at - self._state.now()).total_seconds()
         if row.asked.kind not in kinds:
             return UNKNOWN_KIND_SECONDS
         worker = self._state.workers.get(worker_id)
@@ -145,7 +148,7 @@ def _run(row: TaskRow) -> Run:
         replay=row.replay,
         tenant=asked.tenant,
         trace_context=asked.trace_context,
-        queued_at=row.queued_at,
+        queued_at=min(row.queued_at, row.started_at) if row.queued_at and row.started_at else row.queued_at,
         waited_seconds=_waited_seconds(row),
     )
 

@@ -100,15 +100,17 @@ WHERE w.id = worker_id AND w.dead_at IS NULL)"
     given = "    SELECT t.id, true AS worker_gone FROM tasks t WHERE t.id = ANY (LOST)\n"
     unguarded = (upkeep._RESCUE[:start] + given + upkeep._RESCUE[end:]).replace(guard, "WHERE true")
 
-    async def rescue(self: upkeep.PostgresUpkeep, most: int, lease_seconds: float) -> list[Rescued]:
+    async def rescue(
+        self: upkeep.PostgresUpkeep, most: int, lease_seconds: float, *, hung: bool = True
+    ) -> list[Rescued]:
         lost = [f"'{task_id}'" for (task_id,) in await self._database.fetch(found)]
         if not lost:
             return []
         await asyncio.sleep(NAP_SECONDS)
-        parameters = [most, lease_seconds, upkeep.MOST_LOSSES]
+        parameters = [most, lease_seconds, upkeep.MOST_LOSSES, hung]
         listed = unguarded.replace("LOST", f"ARRAY[{','.join(lost)}]::uuid[]")
-        # The lease has no part in it any more; named, so that the number of parameters stays.
-        sql = f"{listed} WHERE $2::float8 IS NOT NULL"
+        # Lease and hung runs have no part in it any more; named, so that the number of parameters stays.
+        sql = f"{listed} WHERE $2::float8 IS NOT NULL AND $4::bool IS NOT NULL"
         moved = ended(await self._database.fetch(sql, parameters))
         return [Rescued(reference, status) for reference, status in moved.items()]
 
@@ -184,13 +186,15 @@ def resend_raises_dispatch() -> None:
     """Hand a task out anew where only its message was lost."""
     raised = """), raised AS (
     UPDATE tasks t SET dispatch = t.dispatch + 1 FROM lost l WHERE t.id = l.id
-    RETURNING t.id, t.dispatch, t.priority
+    RETURNING t.id, t.dispatch, t.priority, t.due_at
 )
-INSERT INTO outbox (task_id, dispatch, priority, route)
-SELECT l.id, l.dispatch, l.priority, q.name FROM raised l"""
+INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
+SELECT l.id, l.dispatch, l.priority, q.name, greatest(now(), l.due_at)
+FROM raised l"""
     plain = """)
-INSERT INTO outbox (task_id, dispatch, priority, route)
-SELECT l.id, l.dispatch, l.priority, q.name FROM lost l"""
+INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
+SELECT l.id, l.dispatch, l.priority, q.name, greatest(now(), l.due_at)
+FROM lost l"""
     _rewrite(upkeep, "_RESEND", plain, raised)
 
 
@@ -200,7 +204,7 @@ def claim_takes_cancelled() -> None:
 
 
 def retry_at_once() -> None:
-    """Forget the delay of a retry."""
+    """Forget the delay of a retry, and do not ask for it at the claim, which holds it as well."""
     as_meant: Any = runs._ending
 
     def hasty(verdict: object) -> tuple[object, ...]:
@@ -210,6 +214,8 @@ def retry_at_once() -> None:
         return tuple(moves)
 
     _replace(runs, "_ending", hasty)
+    fence = "WHEN t.due_at > now() THEN extract(epoch FROM t.due_at - now())::float8"
+    _rewrite(runs, "_CLAIM", fence, "")
 
 
 def replay_keeps_dispatch() -> None:

@@ -182,9 +182,9 @@ class RecordedUpkeep(_Port):
 
     _port: Upkeep
 
-    async def rescue(self, most: int, lease_seconds: float) -> list[model.Rescued]:
+    async def rescue(self, most: int, lease_seconds: float, *, hung: bool = True) -> list[model.Rescued]:
         """Dispatch again what was lost."""
-        rescued = await self._port.rescue(most, lease_seconds)
+        rescued = await self._port.rescue(most, lease_seconds, hung=hung)
         runs = [(str(run.reference.task_id), run.reference.dispatch, int(run.status)) for run in rescued]
         if runs:
             self._log.write(Rescued(at=now(), by=self._log.by, runs=runs))

@@ -68,6 +68,23 @@ async def test_the_wait_of_a_retry_and_of_a_replay_begins_anew(
     assert [run.waited_seconds for run in again] == pytest.approx([30.0, 60.0], abs=CLOSE.total_seconds())
 
 
+async def test_what_is_not_due_is_handed_back_until_it_is(ledger: Ledger, walk: Walk, time: Backend) -> None:
+    """A message may come early: sent twice, or by the clock of a broker that was set."""
+    run = await walk.running()
+    await ledger.runs.record([builders.retry(run, 60)])
+    await walk.relay()
+    await time.advance(50)
+    early = Reference(run.task_id, 2)
+
+    assert await walk.tries_to_claim(early) == []
+
+    assert (await walk.task(run.task_id)).status is Status.PENDING
+    assert await walk.relay() == []
+    await time.advance(11)
+    assert [row.reference for row in await walk.relay()] == [early]
+    assert [again.reference for again in await walk.tries_to_claim(early)] == [early]
+
+
 @pytest.mark.parametrize("status", [Status.IN_PROGRESS, Status.COMPLETED, Status.FAILED, Status.CANCELLED])
 async def test_what_does_not_wait_is_refused(walk: Walk, status: Status) -> None:
     task = await walk.to(status)

@@ -157,7 +157,7 @@ async def test_what_has_ended_is_returned_unchanged(ledger: Ledger, walk: Walk, 
 async def worn(walk: Walk, status: Status) -> Task:
     """A task that has ended with something in every field that a replay clears."""
     run = await walk.running(delay_seconds=0.0)
-    await walk.ledger.runs.record([builders.retry(run)])
+    await walk.ledger.runs.record([builders.retry(run, 0)])
     await walk.relay()
     run = await walk.claim(await walk.task(run.task_id))
     if status is Status.CANCELLED:

@@ -272,6 +272,21 @@ async def test_a_hung_run_counts_as_an_attempt_after_timeout_and_two_leases(
     assert (row.reference, row.route) == (Reference(task.id, 2), "tasks.medium")
 
 
+async def test_a_hung_run_is_left_where_these_are_not_asked_for(
+    ledger: Ledger, walk: Walk, time: Backend
+) -> None:
+    run = await walk.running(timeout_seconds=1.0)
+    await time.advance(100)
+    await ledger.workers.beat(builders.beat(walk.worker_id))
+    before = await walk.seen(run.task_id)
+
+    assert await ledger.upkeep.rescue(10, LEASE_SECONDS, hung=False) == []
+
+    assert await walk.seen(run.task_id) == before
+    await lose(walk, time)
+    assert (await walk.task(run.task_id)).losses == 1
+
+
 async def test_the_last_attempt_that_hangs_fails_the_task(walk: Walk, time: Backend) -> None:
     run = await walk.running(timeout_seconds=1.0, max_retries=0)
 

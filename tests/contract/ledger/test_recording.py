@@ -95,6 +95,7 @@ async def test_a_retry_goes_by_its_route_at_once(ledger: Ledger, walk: Walk, tim
     assert abs(error.at - await time.now()) < CLOSE
     assert [sent.id for sent in await walk.relay()] == [row.id]
     assert await ledger.runs.held_by(walk.worker_id) == []
+    await time.advance(31)
     again = await walk.claim(task)
     assert (again.dispatch, again.attempt, again.postponements) == (2, 2, 0)
 
@@ -114,7 +115,7 @@ async def test_a_retry_may_wait_in_the_outbox(ledger: Ledger, walk: Walk, time: 
 async def test_a_postponement_burns_no_attempt(ledger: Ledger, walk: Walk) -> None:
     run = await walk.running()
 
-    await ledger.runs.record([builders.retry(run, burns_attempt=False)])
+    await ledger.runs.record([builders.retry(run, 0, burns_attempt=False)])
 
     again = await walk.claim(await walk.task(run.task_id))
     assert (again.dispatch, again.attempt, again.postponements) == (2, 1, 1)
@@ -124,7 +125,7 @@ async def test_a_verdict_clears_when_the_task_was_queued(ledger: Ledger, walk: W
     run = await walk.running()
     assert run.queued_at
 
-    await ledger.runs.record([builders.retry(run)])
+    await ledger.runs.record([builders.retry(run, 0)])
 
     assert (await walk.claim(await walk.task(run.task_id))).queued_at is None
 
@@ -163,7 +164,7 @@ async def test_the_last_twenty_errors_are_kept(ledger: Ledger, walk: Walk) -> No
     task = await walk.pending()
     for number in range(23):
         failure = builders.failure(f"no. {number}")
-        await ledger.runs.record([builders.retry(await walk.claim(task), failure=failure)])
+        await ledger.runs.record([builders.retry(await walk.claim(task), 0, failure=failure)])
         task = await walk.task(task.id)
 
     assert [error.message for error in task.errors] == [f"no. {number}" for number in range(3, 23)]

@@ -57,6 +57,35 @@ async def test_only_what_was_queued_before_then_is_sent_again(
     assert len(await walk.rows(later.id)) == 1
 
 
+async def test_what_a_retry_queue_still_holds_is_not_sent_again_however_late_the_mark(
+    ledger: Ledger, walk: Walk, time: Backend
+) -> None:
+    run = await walk.running()
+    await ledger.runs.record([builders.retry(run, 60)])
+    await walk.relay(hold_seconds=60.0)
+
+    assert await ledger.upkeep.resend(MEDIUM, await time.now() + timedelta(seconds=HOUR), 10) == 0
+
+    await time.advance(61)
+    assert await ledger.upkeep.resend(MEDIUM, await time.now() + timedelta(seconds=HOUR), 10) == 1
+
+
+async def test_what_is_sent_again_is_due_no_sooner_than_its_task(
+    ledger: Ledger, walk: Walk, time: Backend
+) -> None:
+    """Its mark may be older than it: a retry that was sent to the work queue by mistake, say."""
+    run = await walk.running()
+    await ledger.runs.record([builders.retry(run, 60)])
+    await walk.relay()
+    await time.advance(10)
+
+    assert await ledger.upkeep.resend(MEDIUM, None, 10) == 1
+
+    assert await walk.relay() == []
+    await time.advance(51)
+    assert [row.reference for row in await walk.relay()] == [Reference(run.task_id, 2)]
+
+
 async def test_a_task_that_an_outbox_row_stands_for_is_not_lost(
     ledger: Ledger, walk: Walk, time: Backend
 ) -> None:
