@@ -171,9 +171,7 @@ async def open_ports(settings: Settings, metrics: Metrics, progress: Progress) -
         broker: Broker = MemoryBroker() if settings.embedded else RabbitBroker(settings.rabbitmq_url, "baton")
         await stack.enter_async_context(broker)
         if settings.embedded:
-            # The memory broker forgot all it held when its last process ended.
-            sent = await ledger.upkeep.restart_volatile()
-            log.info("carrying on", tasks_sent_again=sent)
+            log.info("carrying on", tasks_sent_again=await _send_all_again(address))
         yield Ports(
             MeasuredLedger(ledger, metrics, progress), MeasuredBroker(broker, metrics, progress), metrics
         )
@@ -188,6 +186,12 @@ def address_of(settings: Settings) -> Address:
         password=settings.postgres_password,
         database=settings.postgres_db,
     )
+
+
+async def _send_all_again(address: Address) -> int:
+    """Hand out what the memory broker forgot when its last process ended; a large backlog takes its time."""
+    async with PostgresLedger(address, pool_size=1, timeout_seconds=MIGRATION_SECONDS) as ledger:
+        return await ledger.upkeep.restart_volatile()
 
 
 async def _bring_up_to_date(address: Address) -> None:

@@ -154,8 +154,9 @@ class Consume:
         taken: list[Reference] = []
         while self._slots.free and (queue := self._next_queue()) is not None:
             reference, message, _ = self._waiting[queue].popleft()
-            if reference in self._claiming:
+            if reference in self._claiming and reference in self._slots:
                 # The first message may be of a connection that is gone: then the broker has only this one.
+                # Where the claim has refused it, and freed its slot, this one is of a later hand-over.
                 self._claiming[reference].append(message)
             elif reference in self._slots:
                 await message.close()
@@ -177,13 +178,18 @@ class Consume:
         return chosen
 
     def _wave(self, taken: list[Reference]) -> Wave:
+        held = [(reference, self._claiming[reference]) for reference in taken]
+
         async def settle(failure: BaseException | None) -> None:
             if failure is not None:
                 # Given back at once it would come straight back, until the delivery limit ends it.
                 await unless(self._stopping, self._clock.sleep(GIVE_BACK_SECONDS))
                 for reference in taken:
                     self._slots.release(reference)
-            for message in [message for reference in taken for message in self._claiming.pop(reference)]:
+            for reference, messages in held:
+                if self._claiming.get(reference) is messages:
+                    del self._claiming[reference]
+            for message in [message for _, messages in held for message in messages]:
                 await (message.close() if failure is None else message.give_back())
 
         return Wave(taken, Parcel(taken, settle))

@@ -68,6 +68,22 @@ async def test_a_message_is_acked_when_its_last_reference_has_passed_on(
         assert await kept(broker, HIGH) == messages
 
 
+async def test_what_comes_again_after_its_claim_was_refused_goes_with_a_claim_of_its_own() -> None:
+    """The claim has handed it back, and that hand-over may be here before the wave's messages have gone."""
+    slots, [handed_back] = Slots(2), references(1)
+    async with MemoryBroker() as broker, consume(broker, slots) as source:
+        await broker.publish([Message(HIGH, encode([handed_back]))])
+        refused = await source.pull()
+        slots.release(handed_back)
+        await broker.publish([Message(HIGH, encode([handed_back]))])
+        again = await asyncio.wait_for(source.pull(), timeout=0.5)
+        assert refused is not None
+        assert again is not None
+        assert again.body.references == [handed_back]
+        await refused.settle(None)
+        assert await kept(broker, HIGH) == 1
+
+
 async def test_a_slot_that_becomes_free_is_used_at_once() -> None:
     slots, both = Slots(1), references(2)
     async with MemoryBroker() as broker, consume(broker, slots) as source:

@@ -38,14 +38,24 @@ async def stop_app(scene: Scene) -> Bite:
 async def kill(scene: Scene) -> Bite:
     """End the broker by kill -9 and start it again."""
     rabbitmq = scene.deployment.rabbitmq
-    before = _connections(scene)
     # RabbitMQ 3.10 writes down within 5 s that a quorum queue exists; killed before, it elects no leader
-    # for it. That is a fault of its own, which the guarantees name.
+    # for it. That is a fault of its own, which the guarantees name. What another fault has deleted is
+    # declared again within a moment.
+    await _until_declared(scene)
+    before = _connections(scene)
     await rabbitmq.evaluate("[ok = dets:sync(Table) || Table <- dets:all()].")
     rabbitmq.kill()
     await asyncio.sleep(scene.rng.uniform(0, 5))
     await rabbitmq.start()
     return Bite(before > 0, f"{before} connections before it")
+
+
+async def _until_declared(scene: Scene) -> None:
+    for _ in range(round(FULL_SECONDS / 0.2)):
+        with suppress(RabbitmqError):
+            if set(WORK_QUEUES) <= (await scene.deployment.rabbitmq.queue_depths()).keys():
+                return
+        await asyncio.sleep(0.2)
 
 
 async def memory_alarm(scene: Scene) -> Bite:
