@@ -12,7 +12,7 @@ from pipeline.broker.topology import work_route
 from pipeline.flow import Stage
 from pipeline.monitoring.health import Recurring
 from pipeline.monitoring.metrics import queue_of
-from storage.model import Accepted, Retry, Run, Status
+from storage.model import Accepted, Priority, Retry, Run, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         Heartbeat,
         KeyReused,
         OutboxRow,
-        Priority,
         Recorded,
         Reference,
         Rescued,
@@ -164,8 +163,9 @@ class MeasuredRuns:
         self._metrics.refused.inc(len(references) - len(runs))
         for priority, count in Counter(run.priority for run in runs).items():
             self._metrics.claimed.labels(work_route(priority)).inc(count)
+        waited = {priority: self._metrics.waited.labels(work_route(priority)) for priority in Priority}
         for run in runs:
-            self._metrics.waited.labels(work_route(run.priority)).observe(max(0.0, run.waited_seconds))
+            waited[run.priority].observe(max(0.0, run.waited_seconds))
         return runs
 
     async def record(self, verdicts: Sequence[Verdict]) -> list[Recorded]:
@@ -312,6 +312,5 @@ class MeasuredExecute(Stage[Run, "Outcome"]):
         """Run one claimed task."""
         started_at = self._clock.now()
         outcome = await self._execute(run)
-        duration = self._metrics.duration.labels(self._metrics.kind(run.kind))
-        duration.observe(self._clock.now() - started_at)
+        self._metrics.duration_of(run.kind).observe(self._clock.now() - started_at)
         return outcome

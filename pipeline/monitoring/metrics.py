@@ -44,6 +44,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library gives it no types
         self.registry = CollectorRegistry()
         self._kinds = frozenset(kinds)
+        self._durations: dict[str, Histogram] = {}
         ProcessCollector(registry=self.registry)
 
         def of(role: Role) -> CollectorRegistry | None:
@@ -120,6 +121,13 @@ class Metrics:
     def kind(self, kind: str) -> str:
         """Give the label of a kind."""
         return kind if kind in self._kinds else UNKNOWN
+
+    def duration_of(self, kind: str) -> Histogram:
+        """Give the series of a kind; kept, since to look it up by its label takes longer than to observe."""
+        label = self.kind(kind)
+        if label not in self._durations:
+            self._durations[label] = self.duration.labels(label)
+        return self._durations[label]
 
     def follow(self, slots: Slots) -> None:
         """Show a worker's slots as they are when somebody looks."""

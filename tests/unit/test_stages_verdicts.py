@@ -81,6 +81,17 @@ class TestRecord:
             ("failed", "warning"),
         ]
 
+    async def test_successes_by_the_dozen_are_one_line_and_a_failure_among_them_has_its_own(self) -> None:
+        ledger = MemoryLedger(ManualClock())
+        record, worker_id = Record(ledger.runs), uuid4()
+        verdicts = [done(await claimed(ledger, worker_id)) for _ in range(30)]
+        bad = dead(await claimed(ledger, worker_id))
+        with capture_logs() as logs:
+            await asyncio.gather(*(record(verdict) for verdict in (*verdicts, bad)))
+        assert [entry["event"] for entry in logs] == ["completed", "failed"]
+        assert (logs[0]["tasks"], logs[0]["kinds"]) == (30, {"echo": 30})
+        assert logs[1]["task_id"] == str(bad.run.task_id)
+
     async def test_what_the_database_refuses_as_data_ends_the_task(self) -> None:
         ledger = MemoryLedger(ManualClock())
         task, neighbour = [await claimed(ledger, uuid4()) for _ in range(2)]
