@@ -94,15 +94,21 @@ class Publish(Stage[list[OutboxRow], Published]):
         return published
 
     async def _send_again(self, returned: list[list[OutboxRow]], published: Published) -> None:
-        """Declare the routes of what was returned, each for itself, and send that once more."""
+        """Declare the routes of what was returned, each for itself, and send that once more.
+
+        Nothing is raised: it would give back what the broker has confirmed of other routes, again and again.
+        """
         declared = {route: await self._declare(route) for route in {pack[0].route for pack in returned}}
+        packs: dict[_Declared, list[list[OutboxRow]]] = {each: [] for each in _Declared}
         for pack in returned:
-            if declared[pack[0].route] is _Declared.UNANSWERED:
-                published.unsent.extend(pack)
-        again = [pack for pack in returned if declared[pack[0].route] is _Declared.YES]
-        impossible = [pack for pack in returned if declared[pack[0].route] is _Declared.IMPOSSIBLE]
-        for pack in [*await self._send(again, published), *impossible]:
-            published.undeliverable.extend(pack)
+            packs[declared[pack[0].route]].append(pack)
+        try:
+            packs[_Declared.IMPOSSIBLE] += await self._send(packs[_Declared.YES], published)
+        except BrokerUnavailable as error:
+            log.warning("not sent after its declaration", error=str(error))
+            packs[_Declared.UNANSWERED] += packs[_Declared.YES]
+        published.undeliverable.extend(row for pack in packs[_Declared.IMPOSSIBLE] for row in pack)
+        published.unsent.extend(row for pack in packs[_Declared.UNANSWERED] for row in pack)
 
     async def _packs(self, rows: list[OutboxRow], published: Published) -> list[list[OutboxRow]]:
         by_route: dict[str, list[OutboxRow]] = defaultdict(list)
@@ -184,7 +190,6 @@ class Publish(Stage[list[OutboxRow], Published]):
             # All that could be declared is: whether the route takes messages, the second sending shows.
             log.warning("queue is not as declared", route=route, error=str(error))
         except BrokerUnavailable as error:
-            # Raised, it would give back what the broker has confirmed of other routes.
             log.warning("declaration not answered", route=route, error=str(error))
             return _Declared.UNANSWERED
         return _Declared.YES

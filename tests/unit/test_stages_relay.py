@@ -317,6 +317,23 @@ async def test_a_declaration_without_answer_gives_back_its_own_rows_alone() -> N
         assert await Publish(broker)([*lost, *held]) == Published(confirmed=held, unsent=lost)
 
 
+async def test_a_connection_lost_after_a_declaration_gives_back_its_own_rows_alone() -> None:
+    class Ending(Answering):
+        async def declare(self, route: str) -> None:
+            await super().declare(route)
+            self.stop()
+
+        async def publish(self, messages: Sequence[Message]) -> list[Publication]:
+            if self.declared:
+                raise BrokerUnavailable("the connection was closed")
+            return await super().publish(messages)
+
+    broker = Ending(Publication.RETURNED)
+    lost, held = rows(1, "tasks.low"), rows(1)
+    async with broker:
+        assert await Publish(broker)([*lost, *held]) == Published(confirmed=held, unsent=lost)
+
+
 async def test_what_was_withheld_is_due_again_when_its_queue_is_tried() -> None:
     clock = ManualClock()
     ledger = MemoryLedger(clock)

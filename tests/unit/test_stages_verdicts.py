@@ -84,10 +84,11 @@ class TestRecord:
     async def test_successes_by_the_dozen_are_one_line_and_a_failure_among_them_has_its_own(self) -> None:
         ledger = MemoryLedger(ManualClock())
         record, worker_id = Record(ledger.runs), uuid4()
-        verdicts = [done(await claimed(ledger, worker_id)) for _ in range(30)]
+        verdicts: list[Verdict] = [done(await claimed(ledger, worker_id)) for _ in range(30)]
         bad = dead(await claimed(ledger, worker_id))
+        verdicts.append(bad)
         with capture_logs() as logs:
-            await asyncio.gather(*(record(verdict) for verdict in (*verdicts, bad)))
+            await asyncio.gather(*(record(verdict) for verdict in verdicts))
         assert [entry["event"] for entry in logs] == ["completed", "failed"]
         assert (logs[0]["tasks"], logs[0]["kinds"]) == (30, {"echo": 30})
         assert logs[1]["task_id"] == str(bad.run.task_id)
