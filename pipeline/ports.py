@@ -144,9 +144,6 @@ class Runs(Protocol):
     async def hand_back(self, references: Sequence[Reference], delay_seconds: float) -> None:
         """Give references that still wait back through the outbox, same dispatch."""
 
-    async def held_by(self, worker_id: UUID) -> list[Holding]:
-        """List what the database says a worker holds."""
-
     async def release(self, references: Sequence[Reference], worker_id: UUID) -> None:
         """Dispatch again what the database counts as this worker's and the worker does not hold."""
 
@@ -156,6 +153,9 @@ class Workers(Protocol):
 
     async def beat(self, beat: Heartbeat) -> bool:
         """Report for duty, registering on the first beat; False where the worker was declared dead."""
+
+    async def held_by(self, worker_id: UUID) -> list[Holding]:
+        """List what the database says a worker holds."""
 
     async def close(self, worker_id: UUID) -> None:
         """Sign off a worker that holds nothing any more."""

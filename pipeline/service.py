@@ -145,7 +145,7 @@ class Process:
         """
         runs, workers = self._ports.ledger.runs, self._ports.ledger.workers
         try:
-            if left := await runs.held_by(worker_id):
+            if left := await workers.held_by(worker_id):
                 await runs.release([holding.reference for holding in left], worker_id)
             await workers.close(worker_id)
         except StorageError as error:

@@ -10,7 +10,6 @@ from storage.model import (
     Cancelled,
     Dead,
     Done,
-    Holding,
     Interrupted,
     Priority,
     Recorded,
@@ -135,8 +134,6 @@ JOIN tasks t ON t.id = g.id AND t.dispatch = g.dispatch JOIN queues q ON q.prior
 WHERE t.status IN (0, 1) RETURNING 1
 """
 
-_HELD_BY = "SELECT id, dispatch, cancel_requested FROM tasks WHERE worker_id = $1"
-
 
 class PostgresRuns:
     """`pipeline.ports.Runs` on PostgreSQL."""
@@ -173,11 +170,6 @@ class PostgresRuns:
             and not delay_seconds
         ):
             self._signals.notify(OUTBOX)
-
-    async def held_by(self, worker_id: UUID) -> list[Holding]:
-        """List what the database says a worker holds."""
-        rows = await self._database.fetch(_HELD_BY, [worker_id])
-        return [Holding(Reference(UUID(task_id), dispatch), asked) for task_id, dispatch, asked in rows]
 
     async def release(self, references: Sequence[Reference], worker_id: UUID) -> None:
         """Dispatch again what the database counts as this worker's and the worker does not hold."""

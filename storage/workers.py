@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from storage.model import Disconnected
+from storage.model import Disconnected, Holding, Reference
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -24,6 +24,8 @@ ON CONFLICT (id) DO UPDATE SET queues = excluded.queues, slots = excluded.slots,
     backend_pid = excluded.backend_pid, last_seen = clock_timestamp()
 WHERE w.dead_at IS NULL RETURNING 1
 """
+
+_HELD_BY = "SELECT id, dispatch, cancel_requested FROM tasks WHERE worker_id = $1"
 
 _CLOSE = "DELETE FROM workers WHERE id = $1 RETURNING 1"
 
@@ -71,6 +73,11 @@ class PostgresWorkers:
         """Report for duty; False where this worker was declared dead."""
         row = [beat.worker_id, list(beat.queues), beat.slots, beat.running, beat.free, beat.unclaimed]
         return bool(await self._database.fetch(_BEAT, [*row, list(beat.claimed_through)]))
+
+    async def held_by(self, worker_id: UUID) -> list[Holding]:
+        """List what the database says a worker holds."""
+        rows = await self._database.fetch(_HELD_BY, [worker_id])
+        return [Holding(Reference(UUID(task_id), dispatch), asked) for task_id, dispatch, asked in rows]
 
     async def close(self, worker_id: UUID) -> None:
         """Sign off a worker that holds nothing any more."""

@@ -150,7 +150,6 @@ class MeasuredRuns:
         self._runs = runs
         self._metrics = metrics
         self._progress = progress
-        self.held_by = runs.held_by
         self.release = runs.release
 
     async def claim(
@@ -211,6 +210,7 @@ class MeasuredWorkers:
         self._metrics = metrics
         self._progress = progress
         self.close = workers.close
+        self.held_by = workers.held_by
         self.disconnected = workers.disconnected
 
     async def beat(self, beat: Heartbeat) -> bool:

@@ -90,7 +90,7 @@ class Beat(Stage[None, None]):
 
     async def _compare(self, earlier: _Differences) -> _Differences:
         held, started = self._slots.held, self._slots.started
-        holdings = await self._runs.held_by(self._duty.worker_id)
+        holdings = await self._workers.held_by(self._duty.worker_id)
         for holding in holdings:
             if holding.cancel_requested:
                 self._slots.stop(holding.reference, Stop.CANCELLED)

@@ -49,7 +49,7 @@ async def life(ledger: PostgresLedger) -> None:
     assert await ledger.dead_letters.bury([Reference(ones[0].id, 1)]) == 1
 
     runs = await ledger.runs.claim([Reference(one.id, 1) for one in ones[:3]], worker_id, KINDS)
-    assert len(await ledger.runs.held_by(worker_id)) == 3
+    assert len(await ledger.workers.held_by(worker_id)) == 3
     await ledger.runs.release([runs[2].reference], worker_id)
     assert [each.status for each in await ledger.runs.record([done(runs[0]), dead(runs[1])])] == [3, 4]
     assert [each.status for each in await ledger.runs.record([done(runs[0]), dead(runs[1])])] == [3, 4]

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -79,6 +80,19 @@ async def missing(address: Address, ids: list[UUID]) -> int:
             [ids],
         )
     return len(ids) - int(there)
+
+
+async def test_a_worker_compares_notes_while_its_work_waits_for_connections(
+    own_postgres: StartPostgres,
+) -> None:
+    """Between two heartbeats lies this question: behind a full pool it would make the worker look dead."""
+    address = await migrated((await own_postgres()).home)
+    async with PostgresLedger(address, pool_size=1) as ledger:
+        busy = asyncio.create_task(ledger._work.fetch("SELECT 1 FROM pg_sleep(1)"))
+        await asyncio.sleep(0)
+        assert await ledger.workers.held_by(uuid4()) == []
+        assert not busy.done()
+        await busy
 
 
 async def test_a_paused_server_is_answered_for_in_time_and_found_again(own_postgres: StartPostgres) -> None:

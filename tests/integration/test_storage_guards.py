@@ -128,7 +128,7 @@ async def test_a_task_claimed_meanwhile_is_refused_and_not_lost(race: Race) -> N
     )
 
     assert [run.task_id for run in runs] == [race.first.id]
-    assert [holding.reference for holding in await race.ledger.runs.held_by(other)] == race.references[1:]
+    assert [holding.reference for holding in await race.ledger.workers.held_by(other)] == race.references[1:]
 
 
 async def test_a_verdict_after_a_rescue_writes_nothing(race: Race) -> None:

@@ -134,7 +134,7 @@ CASES: dict[str, tuple[int, Ask]] = {
     "claim": (4000, lambda hands: hands.runs.claim(AT_THE_BROKER, WORKER_ID, ["echo"])),
     "record": (4000, lambda hands: hands.runs.record(VERDICTS)),
     "hand back": (3000, lambda hands: hands.runs.hand_back(AT_THE_BROKER, 1.0)),
-    "held by": (200, lambda hands: hands.runs.held_by(WORKER_ID)),
+    "held by": (200, lambda hands: hands.workers.held_by(WORKER_ID)),
     "release runs": (3000, lambda hands: hands.runs.release([one.reference for one in RUNNING], WORKER_ID)),
     "rescue": (4000, lambda hands: hands.upkeep.rescue(100, 30.0)),
     "resend": (3000, lambda hands: hands.upkeep.resend(Priority.LOW, None, 100, 1.0)),

@@ -154,7 +154,7 @@ class Calls:
 
     def held_by(self, worker_id: UUID) -> Call:
         async def ask() -> set[tuple[Reference, bool]]:
-            return set(await self._ledger.runs.held_by(worker_id))
+            return set(await self._ledger.workers.held_by(worker_id))
 
         def expect(model: PlainModel, _: Any) -> set[tuple[Reference, bool]]:
             held = [task for task in model.tasks.values() if task.worker_id == worker_id]

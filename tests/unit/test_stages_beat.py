@@ -159,7 +159,7 @@ async def test_a_difference_from_before_an_outage_is_forgotten() -> None:
     forgotten = await claimed(heart.ledger, heart.duty.worker_id)
     heart.start(foreign)
     await heart.beat(None)
-    with away(heart.ledger.runs, "held_by"), pytest.raises(Unavailable):
+    with away(heart.ledger.workers, "held_by"), pytest.raises(Unavailable):
         await heart.beat(None)
     await heart.beat(None)
     assert (heart.slots.why(foreign), await heart.sent_again()) == (None, [])
@@ -172,7 +172,7 @@ async def test_a_run_whose_claim_came_in_during_the_comparison_is_left_alone() -
     heart, reference = Heart(), run().reference
     heart.slots.reserve(reference)
     await heart.beat(None)
-    original = heart.ledger.runs.held_by
+    original = heart.ledger.workers.held_by
 
     async def overtaken(worker_id: UUID) -> list[Holding]:
         holdings = await original(worker_id)
@@ -182,7 +182,7 @@ async def test_a_run_whose_claim_came_in_during_the_comparison_is_left_alone() -
         return holdings
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heart.ledger.runs, "held_by", overtaken)
+        patch.setattr(heart.ledger.workers, "held_by", overtaken)
         await heart.beat(None)
     assert heart.slots.why(reference) is None
 

@@ -115,14 +115,6 @@ class MemoryRuns:
             if row := self._state.current(reference, *WAITING):
                 self._send_later(row, delay_seconds)
 
-    async def held_by(self, worker_id: UUID) -> list[Holding]:
-        """List what the ledger says a worker holds."""
-        return [
-            Holding(row.reference, row.cancel_requested)
-            for row in self._state.tasks.values()
-            if row.worker_id == worker_id
-        ]
-
     async def release(self, references: Sequence[Reference], worker_id: UUID) -> None:
         """Dispatch again what the ledger counts as this worker's and the worker does not hold."""
         for reference in references:
@@ -175,6 +167,14 @@ class MemoryWorkers:
             return False
         self._state.workers[beat.worker_id] = WorkerRow(beat, self._state.now())
         return True
+
+    async def held_by(self, worker_id: UUID) -> list[Holding]:
+        """List what the ledger says a worker holds."""
+        return [
+            Holding(row.reference, row.cancel_requested)
+            for row in self._state.tasks.values()
+            if row.worker_id == worker_id
+        ]
 
     async def close(self, worker_id: UUID) -> None:
         """Sign off a worker that holds nothing any more."""

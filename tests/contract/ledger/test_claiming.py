@@ -223,7 +223,7 @@ async def test_a_worker_is_told_what_it_holds(ledger: Ledger, walk: Walk) -> Non
     await ledger.tasks.cancel(Caller(), asked.task_id)
     await ledger.runs.record([builders.done(ended)])
 
-    held = await ledger.runs.held_by(walk.worker_id)
+    held = await ledger.workers.held_by(walk.worker_id)
 
     assert sorted(held) == sorted([(kept.reference, False), (asked.reference, True)])
-    assert await ledger.runs.held_by(uuid4()) == []
+    assert await ledger.workers.held_by(uuid4()) == []

@@ -143,7 +143,7 @@ async def test_a_running_task_is_asked_to_stop(ledger: Ledger, walk: Walk) -> No
     assert answer
     assert (answer.status, answer.dispatch, answer.cancel_requested) == (Status.IN_PROGRESS, 1, True)
     assert answer.finished_at is None
-    assert [holding.cancel_requested for holding in await ledger.runs.held_by(walk.worker_id)] == [True]
+    assert [holding.cancel_requested for holding in await ledger.workers.held_by(walk.worker_id)] == [True]
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.CANCELLED])

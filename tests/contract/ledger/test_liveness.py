@@ -324,7 +324,7 @@ async def test_a_worker_releases_what_it_does_not_hold(ledger: Ledger, walk: Wal
     task, [row], letters = await walk.seen(run.task_id)
     assert (task.status, task.dispatch, task.attempt, task.losses) == (Status.PENDING, 2, 1, 0)
     assert (row.reference, row.route, letters) == (Reference(task.id, 2), "tasks.medium", [])
-    assert await ledger.runs.held_by(walk.worker_id) == []
+    assert await ledger.workers.held_by(walk.worker_id) == []
 
 
 async def test_a_released_run_whose_cancel_was_asked_is_cancelled(ledger: Ledger, walk: Walk) -> None:

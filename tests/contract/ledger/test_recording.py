@@ -37,7 +37,7 @@ async def test_done_completes_the_task_with_its_result(ledger: Ledger, walk: Wal
     assert task.finished_at
     assert abs(task.finished_at - await time.now()) < CLOSE
     assert (rows, letters) == ([], [])
-    assert await ledger.runs.held_by(walk.worker_id) == []
+    assert await ledger.workers.held_by(walk.worker_id) == []
 
 
 async def test_done_counts_also_when_a_cancel_was_asked(ledger: Ledger, walk: Walk) -> None:
@@ -67,7 +67,7 @@ async def test_any_other_end_is_a_cancel_where_that_was_asked(
     )
     assert task.finished_at
     assert (rows, letters) == ([], [])
-    assert await ledger.runs.held_by(walk.worker_id) == []
+    assert await ledger.workers.held_by(walk.worker_id) == []
 
 
 async def test_a_cancelled_run_ends_the_task(ledger: Ledger, walk: Walk) -> None:
@@ -94,7 +94,7 @@ async def test_a_retry_goes_by_its_route_at_once(ledger: Ledger, walk: Walk, tim
     assert error.reason == Reason.ERROR
     assert abs(error.at - await time.now()) < CLOSE
     assert [sent.id for sent in await walk.relay()] == [row.id]
-    assert await ledger.runs.held_by(walk.worker_id) == []
+    assert await ledger.workers.held_by(walk.worker_id) == []
     await time.advance(31)
     again = await walk.claim(task)
     assert (again.dispatch, again.attempt, again.postponements) == (2, 2, 0)
