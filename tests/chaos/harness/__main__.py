@@ -15,7 +15,7 @@ from typing import Any
 from tests.chaos.harness import checker
 from tests.chaos.harness.report import report_on
 from tests.chaos.harness.reports import keep
-from tests.chaos.harness.run import Scenario, run
+from tests.chaos.harness.run import TASKS_PER_SECOND, Scenario, run
 from tests.chaos.harness.servers import private_servers
 
 
@@ -24,13 +24,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=3.0, help="how long faults happen")
     parser.add_argument("--seed", type=int, default=None, help="what is drawn; without it a new one")
+    parser.add_argument(
+        "--tasks-per-second", type=float, default=TASKS_PER_SECOND, help="how much is submitted"
+    )
     parser.add_argument("--keep", action="store_true", help="write the report to tests/chaos/reports")
     given = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if given.seed is None else given.seed
     print(f"chaos: seed {seed}, {given.minutes:g} minutes", flush=True)
     folder = Path(tempfile.mkdtemp(prefix=f"baton-chaos-{seed}-"))
+    scenario = Scenario(seed, given.minutes * 60, tasks_per_second=given.tasks_per_second)
     began = time.monotonic()
-    violations, report = asyncio.run(_run(Scenario(seed, given.minutes * 60), folder))
+    violations, report = asyncio.run(_run(scenario, folder))
     if given.keep:
         keep(str(seed), report)
     print(f"chaos: {_summary(report)}, in {time.monotonic() - began:.0f} s", flush=True)
