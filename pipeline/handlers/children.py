@@ -51,6 +51,9 @@ class InChild:
         log_level: str = "info",
     ) -> None:
         self._slots = asyncio.Semaphore(slots)
+        # A start is nothing but work for a processor: a worker that started 64 at once, for all who stood
+        # beside a deadly task, could not get its heartbeat through and was itself declared dead.
+        self._starts = asyncio.Semaphore(len(os.sched_getaffinity(0)))
         addresses = "private" if http_allow_private_addresses else "public"
         self._arguments = (log_format, log_level, addresses, *modules)
         self._idle: list[_Child] = []
@@ -94,7 +97,11 @@ class InChild:
         return None
 
     async def _start(self) -> _Child:
-        """Start a child; raises NotStarted with the last it wrote to stderr."""
+        """Start a child, as many at a time as there are processors; raises NotStarted with its stderr."""
+        async with self._starts:
+            return await self._begin()
+
+    async def _begin(self) -> _Child:
         with open(os.memfd_create("stderr"), "rb") as stderr:  # noqa: ASYNC230, PTH123 - memory, not a path
             child = _Child(self._arguments, stderr.fileno())
             self._children.add(child)

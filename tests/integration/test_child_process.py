@@ -320,6 +320,33 @@ async def test_alone_is_a_fresh_child_that_is_ended_afterwards(children: InChild
     assert await _run(children, process, None) == used
 
 
+def _starts(folder: Path) -> list[tuple[float, float]]:
+    spans = [file.read_text().split() for file in folder.glob("*.start")]
+    return [(float(begun), float(ended)) for begun, ended in spans]
+
+
+async def test_as_many_start_at_a_time_as_there_are_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, pathlib, time\nfrom pipeline.handlers import handler\nbegun = time.monotonic()\n"
+        "time.sleep(0.3)\n"
+        "pathlib.Path(__file__).with_name(f'{os.getpid()}.start').write_text(f'{begun} {time.monotonic()}')\n"
+        "@handler('slow.to.start', cpu=True)\ndef slow(_): pass\n"
+    )
+    slow = load(["slow_to_import"])["slow.to.start"]
+    processors = len(os.sched_getaffinity(0))
+    children = InChild(3 * processors, ["slow_to_import"])
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(children.run_alone(slow, b"0", CONTEXT) for _ in range(3 * processors)))
+    await children.close()
+    starts = _starts(tmp_path)
+    assert len(starts) == 3 * processors + 1, "each child, and this process"
+    together = [sum(begun <= moment < ended for begun, ended in starts) for moment, _ in starts]
+    assert max(together) == processors
+
+
 async def test_runners_choose_the_child_by_mode_or_for_being_alone() -> None:
     handlers = load([__name__])
     async with asyncio.timeout(20), Runners(1, handlers) as runners:
