@@ -56,8 +56,7 @@ WITH wanted AS (
     WHERE t.status IN (0, 1) OR (t.status = 2 AND t.worker_id = $3)
     ORDER BY t.id FOR NO KEY UPDATE OF t
 ), taken AS (
-    UPDATE tasks t SET status = 2, worker_id = $3,
-        started_at = clock_timestamp()
+    UPDATE tasks t SET status = 2, worker_id = $3, started_at = clock_timestamp()
     FROM waiting w WHERE t.id = w.id AND w.later_seconds IS NULL
     RETURNING t.id, t.dispatch, t.kind, t.kind_version, t.priority, t.attempt, t.max_retries,
               t.timeout_seconds, t.losses, t.postponements, t.replay, t.tenant, t.trace_context,

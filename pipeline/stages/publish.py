@@ -99,16 +99,17 @@ class Publish(Stage[list[OutboxRow], Published]):
         Nothing is raised: it would give back what the broker has confirmed of other routes, again and again.
         """
         declared = {route: await self._declare(route) for route in {pack[0].route for pack in returned}}
-        packs: dict[_Declared, list[list[OutboxRow]]] = {each: [] for each in _Declared}
-        for pack in returned:
-            packs[declared[pack[0].route]].append(pack)
+        again, undeliverable, unsent = (
+            [pack for pack in returned if declared[pack[0].route] is answer]
+            for answer in (_Declared.YES, _Declared.IMPOSSIBLE, _Declared.UNANSWERED)
+        )
         try:
-            packs[_Declared.IMPOSSIBLE] += await self._send(packs[_Declared.YES], published)
+            undeliverable += await self._send(again, published)
         except BrokerUnavailable as error:
             log.warning("not sent after its declaration", error=str(error))
-            packs[_Declared.UNANSWERED] += packs[_Declared.YES]
-        published.undeliverable.extend(row for pack in packs[_Declared.IMPOSSIBLE] for row in pack)
-        published.unsent.extend(row for pack in packs[_Declared.UNANSWERED] for row in pack)
+            unsent += again
+        published.undeliverable.extend(row for pack in undeliverable for row in pack)
+        published.unsent.extend(row for pack in unsent for row in pack)
 
     async def _packs(self, rows: list[OutboxRow], published: Published) -> list[list[OutboxRow]]:
         by_route: dict[str, list[OutboxRow]] = defaultdict(list)

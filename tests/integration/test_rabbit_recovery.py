@@ -110,9 +110,8 @@ async def test_a_stopped_application_loses_nothing(
 async def test_a_killed_broker_loses_nothing(own_rabbitmq: Callable[[], Awaitable[RabbitmqNode]]) -> None:
     node = await own_rabbitmq()
     async with traffic_through(node.url()) as traffic:
-        # RabbitMQ 3.10 writes down within 5 s that a quorum queue exists; killed before, it has one for which
-        # it elects no leader. What this test is about are queues that have been there for longer.
-        await node.evaluate("[ok = dets:sync(Table) || Table <- dets:all()].")
+        # What this test is about are queues that have been there for longer.
+        await node.write_down()
         node.kill()
         await eventually(lambda: traffic.failures)
         await node.start()

@@ -171,9 +171,7 @@ class TestRabbitmq:
             channel = await connection.channel()
             await channel.declare_queue("kept", durable=True, arguments=QUORUM)
             await publish(channel, "kept", 2)
-            # RabbitMQ 3.10 forgets a quorum queue, confirmed messages and all, that is killed within about
-            # half a second of its declaration: the file that names it is synced only then.
-            await broker.evaluate("[ok = dets:sync(Table) || Table <- dets:all()].")
+            await broker.write_down()
             broker.kill()
         with pytest.raises(aio_pika.exceptions.AMQPConnectionError):
             await aio_pika.connect(broker.url())

@@ -282,6 +282,10 @@ class PlainModel:
             row.reference, row.route = self.begin_anew(task).reference, work_route(row.priority)
         return True
 
+    def early_seconds(self, task: Task) -> float:
+        """How long it is until the task is due; not above 0 once it is."""
+        return (task.due_at or 0.0) - self.now
+
     # Workers.
 
     def claim(self, references: Iterable[Reference], worker_id: UUID, kinds: Sequence[str]) -> list[Task]:
@@ -290,7 +294,7 @@ class PlainModel:
             if task := self.current(reference, *WAITING):
                 if task.asked.priority in self.paused:
                     self.send(task, hold_seconds=NOT_NOW_SECONDS)
-                elif (early_seconds := (task.due_at or 0.0) - self.now) > 0:
+                elif (early_seconds := self.early_seconds(task)) > 0:
                     self.send(task, hold_seconds=early_seconds)
                 elif worker_id in self.dead:
                     self.send(task, hold_seconds=NOT_NOW_SECONDS)
@@ -399,7 +403,7 @@ class PlainModel:
             and not self.stands_for(task)
         ]
         for task in lost:
-            self.send(task, hold_seconds=max(0.0, (task.due_at or 0.0) - self.now))
+            self.send(task, hold_seconds=max(0.0, self.early_seconds(task)))
         return len(lost)
 
     def bury(self, references: Iterable[Reference]) -> int:
@@ -417,7 +421,7 @@ class PlainModel:
         pending = [task for task in self.tasks.values() if task.status is PENDING]
         forgotten = [task for task in pending if not self.stands_for(task)]
         for task in forgotten:
-            self.send(task, hold_seconds=max(0.0, (task.due_at or 0.0) - self.now))
+            self.send(task, hold_seconds=max(0.0, self.early_seconds(task)))
         return len(forgotten) + len(self.rescue(self.to_rescue(0.0)))
 
 

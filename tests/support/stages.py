@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.broker import BrokerUnavailable
+from pipeline.broker.memory import MemoryBroker
 from pipeline.flow import Parcel
 from pipeline.stages import Wave
 from tests.support.builders import submission
@@ -12,9 +14,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from pipeline.broker.memory import MemoryBroker
+    from pipeline.broker import Depth
     from pipeline.testing import MemoryLedger
     from storage.model import Reference, Run
+
+
+class SilentBroker(MemoryBroker):
+    """Tells the depth of all queues but one, as a broker does whose quorum queue has no leader."""
+
+    def __init__(self, silent: str) -> None:
+        super().__init__()
+        self._silent = silent
+
+    async def depth(self, queue: str) -> Depth | None:
+        if queue == self._silent:
+            raise BrokerUnavailable("no answer")
+        return await super().depth(queue)
 
 
 async def sent(ledger: MemoryLedger, count: int = 1, **fields: Any) -> list[Reference]:

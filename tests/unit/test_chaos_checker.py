@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from tests.chaos.harness.checker import accounts, check, report, story
+from tests.chaos.harness.checker import accounts, check, report
 from tests.chaos.harness.invariants.timeline import CLOCKS_SECONDS
+from tests.chaos.harness.story import tell
 from tests.support.chronicle import Chronicle, right, right_at_rest, right_with_messages, right_with_zombies
 from tests.support.chronicle.pen import COMPLETED
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.chaos.harness.history import History
-
 
 RIGHT = (*right.RIGHT, *right_at_rest.RIGHT, *right_with_messages.RIGHT, *right_with_zombies.RIGHT)
 
@@ -88,7 +88,7 @@ def test_a_report_of_nothing_says_so() -> None:
 
 
 def test_a_story_tells_all_that_happened_by_time() -> None:
-    told = [line[12:] for line in story(lost_task().history(), "id-of-a").splitlines()]
+    told = [line[12:] for line in tell(lost_task().history(), "id-of-a").splitlines()]
     parts = (
         "database       NEW 1 (attempt 1, losses 0, postponements 0, replay 0)",
         "database       outbox INSERT row 1: dispatch 1 by tasks.medium",
@@ -111,7 +111,7 @@ def test_a_story_tells_all_that_happened_by_time() -> None:
 
 
 def test_a_run_has_no_story() -> None:
-    assert story(Chronicle().history(), "run") == ""
+    assert tell(Chronicle().history(), "run") == ""
 
 
 def test_accounts_count_what_happened() -> None:

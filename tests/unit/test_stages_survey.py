@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.broker import BrokerUnavailable, Depth, Message
+from pipeline.broker import BrokerUnavailable, Message
 from pipeline.monitoring import Metrics
 from pipeline.stages import SurveyOutbox, SurveyQueues
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import Unavailable
 from storage.model import Priority
 from tests.support.builders import beat, submission
+from tests.support.stages import SilentBroker
 
 if TYPE_CHECKING:
     from storage.model import Backlog
@@ -54,14 +55,8 @@ async def test_without_a_database_nothing_is_shown_rather_than_what_was() -> Non
 
 
 async def test_a_queue_that_does_not_answer_hides_no_other() -> None:
-    class SilentOnHigh(MemoryBroker):
-        async def depth(self, queue: str) -> Depth | None:
-            if queue == "tasks.high":
-                raise BrokerUnavailable("no answer")
-            return await super().depth(queue)
-
     metrics = Metrics()
-    async with SilentOnHigh() as broker:
+    async with SilentBroker("tasks.high") as broker:
         await broker.declare("tasks.low")
         with pytest.raises(BrokerUnavailable):
             await SurveyQueues(broker, metrics)(None)

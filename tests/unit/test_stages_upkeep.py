@@ -10,14 +10,14 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from pipeline.broker import BrokerUnavailable, Depth, Message
+from pipeline.broker import BrokerUnavailable, Message
 from pipeline.stages import Every, Prune, Rescue, Resend
 from pipeline.stages.prune import MOST_STEPS
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import Unavailable
 from storage.model import Caller, Priority, Recorded, Reference, Status
 from tests.support.builders import beat, done, submission, task_id
-from tests.support.stages import claimed
+from tests.support.stages import SilentBroker, claimed, sent
 
 if TYPE_CHECKING:
     from pipeline.ports import Upkeep
@@ -193,21 +193,11 @@ class TestRescueOfTheDisconnected:
         ledger.workers.disconnected = original  # type: ignore[method-assign]  # it heals
 
 
-class SilentOnHigh(MemoryBroker):
-    async def depth(self, queue: str) -> Depth | None:
-        if queue == "tasks.high":
-            raise BrokerUnavailable("no answer")
-        return await super().depth(queue)
-
-
 class TestResend:
     async def test_what_a_later_message_has_overtaken_is_sent_again(self) -> None:
         clock, worker_id = ManualClock(), uuid4()
         ledger = MemoryLedger(clock)
-        lost = submission()
-        await ledger.submissions.submit([lost])
-        [row] = await ledger.outbox.poll(10, 30)
-        await ledger.outbox.settle([(row.id, 0.0)])
+        [lost] = await sent(ledger)
         await clock.advance(1)
         later = await claimed(ledger, worker_id)
         await ledger.workers.beat(beat(worker_id, claimed_through=(None, later.queued_at, None)))
@@ -218,15 +208,12 @@ class TestResend:
             await resend(None)
             assert await ledger.outbox.poll(10, 30) == []
             await resend(None)
-        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(lost.id, 1)]
+        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(lost.task_id, 1)]
 
     async def test_what_a_queue_found_empty_twice_should_hold_is_sent_again(self) -> None:
         clock = ManualClock()
         ledger = MemoryLedger(clock)
-        lost = submission(priority=Priority.LOW)
-        await ledger.submissions.submit([lost])
-        [row] = await ledger.outbox.poll(10, 30)
-        await ledger.outbox.settle([(row.id, 0.0)])
+        [lost] = await sent(ledger, priority=Priority.LOW)
         async with MemoryBroker() as broker:
             resend = Resend(ledger.upkeep, broker, round_seconds=10)
             await resend(None)
@@ -235,29 +222,24 @@ class TestResend:
             assert await ledger.outbox.poll(10, 30) == [], "it was queued within the round"
             await clock.advance(11)
             await resend(None)
-        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(lost.id, 1)]
+        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(lost.task_id, 1)]
 
     async def test_a_queue_that_does_not_answer_keeps_no_other_from_being_looked_at(self) -> None:
         clock = ManualClock()
         ledger = MemoryLedger(clock)
-        lost = submission(priority=Priority.LOW)
-        await ledger.submissions.submit([lost])
-        [row] = await ledger.outbox.poll(10, 30)
-        await ledger.outbox.settle([(row.id, 0.0)])
+        [lost] = await sent(ledger, priority=Priority.LOW)
         await clock.advance(11)
-        async with SilentOnHigh() as broker:
+        async with SilentBroker("tasks.high") as broker:
             resend = Resend(ledger.upkeep, broker)
             for _ in range(2):
                 with pytest.raises(BrokerUnavailable):
                     await resend(None)
-        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(lost.id, 1)]
+        assert [row.reference for row in await ledger.outbox.poll(10, 30)] == [Reference(lost.task_id, 1)]
 
     async def test_what_a_worker_has_received_and_not_claimed_is_not_lost(self) -> None:
         clock = ManualClock()
         ledger = MemoryLedger(clock)
-        await ledger.submissions.submit([submission()])
-        [row] = await ledger.outbox.poll(10, 30)
-        await ledger.outbox.settle([(row.id, 0.0)])
+        await sent(ledger)
         await ledger.workers.beat(beat(unclaimed=1))
         await clock.advance(11)
         async with MemoryBroker() as broker:

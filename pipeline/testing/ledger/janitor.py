@@ -103,8 +103,13 @@ class MemoryUpkeep:
         ]
         chosen = sorted(lost, key=lambda entry: entry[:2])[:most]
         for _, _, row in chosen:
-            self._state.send(row, available_at=max(self._state.now(), row.due_at or self._state.now()))
+            self._send_again(row)
         return len(chosen)
+
+    def _send_again(self, row: TaskRow) -> None:
+        """Send a task under its dispatch, no sooner than it is due."""
+        now = self._state.now()
+        self._state.send(row, available_at=max(now, row.due_at or now))
 
     async def backlog(self, most: int) -> Backlog:
         """Count due and FAILED outbox rows, each up to `most`, and tell how old the oldest due ones are."""
@@ -176,7 +181,7 @@ class MemoryUpkeep:
             if row.status is Status.PENDING and not self._state.waits_in_outbox(row)
         ]
         for row in forgotten:
-            self._state.send(row, available_at=max(self._state.now(), row.due_at or self._state.now()))
+            self._send_again(row)
         return len(forgotten) + len(await self.rescue(most=len(self._state.tasks), lease_seconds=0.0))
 
 

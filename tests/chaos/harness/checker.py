@@ -50,11 +50,6 @@ def report(history: History, violations: Sequence[Violation]) -> str:
     return "\n".join(lines)
 
 
-def story(history: History, task_id: str) -> str:
-    """Tell all that happened to a task, a line each, by time; empty of what is no task."""
-    return tell(history, task_id)
-
-
 def accounts(history: History) -> dict[str, Any]:
     """Count what happened in a run and what it cost, for its report."""
     return count(Timeline(history))

@@ -31,8 +31,6 @@ OTHERS_SECONDS = 2.0
 LEASED = "SELECT array_agg(id) FROM outbox WHERE leased_until > now() AND status = 0"
 STILL_THERE = "SELECT count(*)::int FROM outbox WHERE id = ANY($1::bigint[])"
 DONE = "SELECT count(*)::int FROM tasks WHERE id = ANY($1::uuid[]) AND status = 3"
-# RabbitMQ 3.10 may lose a queue that it was killed within seconds of declaring: not what is measured.
-WRITE_DOWN = "[ok = dets:sync(Table) || Table <- dets:all()]."
 
 Measured = dict[str, float]
 
@@ -76,7 +74,7 @@ async def relay_killed(scene: Scene) -> Measured:
 
 async def broker_killed(scene: Scene) -> Measured:
     """Started again at once."""
-    await scene.servers.rabbitmq.evaluate(WRITE_DOWN)
+    await scene.servers.rabbitmq.write_down()
     scene.servers.rabbitmq.kill()
     await scene.servers.rabbitmq.start()
     return {"broker killed and started: first task done": await _first_done(scene, time.monotonic())}
@@ -105,7 +103,7 @@ async def database_stopped(scene: Scene) -> Measured:
 async def everything_killed(scene: Scene) -> Measured:
     """Every process, the broker and the database; all are started at one moment, from which it counts."""
     tasks = await _gated(scene)
-    await scene.servers.rabbitmq.evaluate(WRITE_DOWN)
+    await scene.servers.rabbitmq.write_down()
     for name in PARTS:
         await scene.kill(name)
     scene.servers.rabbitmq.kill()

@@ -10,7 +10,10 @@ from tests.chaos.harness.faults.fault import Bite, Fault
 from tests.support.servers import RabbitmqError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.chaos.harness.faults.fault import Scene
+    from tests.support.servers import Depth
 
 ALARM_SECONDS = 8.0
 FULL_SECONDS = 15.0
@@ -38,12 +41,11 @@ async def stop_app(scene: Scene) -> Bite:
 async def kill(scene: Scene) -> Bite:
     """End the broker by kill -9 and start it again."""
     rabbitmq = scene.deployment.rabbitmq
-    # RabbitMQ 3.10 writes down within 5 s that a quorum queue exists; killed before, it elects no leader
-    # for it. That is a fault of its own, which the guarantees name. What another fault has deleted is
-    # declared again within a moment.
+    # A queue that is lost with its declaration is a fault of its own, which the guarantees name; what another
+    # fault has deleted is declared again within a moment.
     await _until_declared(scene)
     before = _connections(scene)
-    await rabbitmq.evaluate("[ok = dets:sync(Table) || Table <- dets:all()].")
+    await rabbitmq.write_down()
     rabbitmq.kill()
     await asyncio.sleep(scene.rng.uniform(0, 5))
     await rabbitmq.start()
@@ -51,11 +53,9 @@ async def kill(scene: Scene) -> Bite:
 
 
 async def _until_declared(scene: Scene) -> None:
-    for _ in range(round(FULL_SECONDS / 0.2)):
-        with suppress(RabbitmqError):
-            if set(WORK_QUEUES) <= (await scene.deployment.rabbitmq.queue_depths()).keys():
-                return
-        await asyncio.sleep(0.2)
+    async for ready in _ready_messages(scene):
+        if ready.keys() == set(WORK_QUEUES):
+            return
 
 
 async def memory_alarm(scene: Scene) -> Bite:
@@ -98,16 +98,22 @@ async def _lose(scene: Scene, command: str) -> Bite:
 
 
 async def _fullest(scene: Scene) -> tuple[str, int]:
+    async for ready in _ready_messages(scene):
+        full = [queue for queue, count in ready.items() if count]
+        if full:
+            chosen = scene.rng.choice(sorted(full))
+            return chosen, ready[chosen]
+    return "no queue", 0
+
+
+async def _ready_messages(scene: Scene) -> AsyncIterator[dict[str, int]]:
+    """Count what is ready in the work queues there are, five times a second until FULL_SECONDS are over."""
     for _ in range(round(FULL_SECONDS / 0.2)):
+        depths: dict[str, Depth] = {}
         with suppress(RabbitmqError):
             depths = await scene.deployment.rabbitmq.queue_depths()
-            ready = {queue: depth.ready for queue, depth in depths.items() if queue in WORK_QUEUES}
-            full = [queue for queue, count in ready.items() if count]
-            if full:
-                chosen = scene.rng.choice(sorted(full))
-                return chosen, ready[chosen]
+        yield {queue: depth.ready for queue, depth in depths.items() if queue in WORK_QUEUES}
         await asyncio.sleep(0.2)
-    return "no queue", 0
 
 
 def _connections(scene: Scene) -> int:
