@@ -73,7 +73,7 @@ class Soak:
         """Find what the machine can, then soak."""
         for role in ("relay", "worker", "dead-letter,janitor", "gateway"):
             self._processes[role] = await self._service.start(role)
-        await self._service.ended(await self._service.submit("echo", {}), seconds=120)
+        await self._service.ended(await self._service.submit("echo", {}), seconds=60)
         capacity = await self._capacity()
         rate = capacity * SHARE_OF_CAPACITY
         say(f"{capacity:.0f} tasks/s at most; soaking at {rate:.0f}/s for {seconds / 60:g} minutes")
