@@ -27,6 +27,8 @@ pytestmark = pytest.mark.alone
 SEEDS = (1, 2, 3)
 PARTS = tuple(part for part in WHOLE if part.name not in ("relay-2", "worker-3"))
 REST_SECONDS = 90.0
+MUTANT_REST_SECONDS = 40.0
+"""Some mutants never come to rest; what the broker lost is sent again after two or three rounds of 10 s."""
 
 # When a fault begins, which it is, and whom it meets.
 SCENARIOS: dict[str, tuple[tuple[float, str, str], ...]] = {
@@ -39,6 +41,12 @@ SCENARIOS: dict[str, tuple[tuple[float, str, str], ...]] = {
         (8, "cut", "relay-1"),
         (10, "delete-queue", ""),
         (11, "lose-confirm", "relay-1"),
+    ),
+    # Nobody takes from the queue while it is deleted, so that messages are lost with it.
+    "emptied": (
+        (3, "freeze-beyond-lease", "worker-1"),
+        (3.1, "freeze-beyond-lease", "worker-2"),
+        (5, "delete-queue", ""),
     ),
     "crashing": ((4, "restart-postgres", ""), (9, "kill", "gateway"), (12, "restart-postgres", "")),
 }
@@ -53,7 +61,7 @@ CAUGHT = {
     "ack_before_claim": ("quiet", "ack_after_claim"),
     "created_before_commit": ("crashing", "accepted_is_durable"),
     "claim_skips_locked": ("quiet", "claim_refuses_only_what_does_not_wait"),
-    "resend_raises_dispatch": ("forgetful", "dispatch_rises_only_with_a_new_hand_over"),
+    "resend_raises_dispatch": ("emptied", "dispatch_rises_only_with_a_new_hand_over"),
     "claim_takes_cancelled": ("quiet", "cancelled_never_starts"),
     "retry_at_once": ("quiet", "no_early_start"),
     "replay_keeps_dispatch": ("quiet", "dispatch_rises_only_with_a_new_hand_over"),
@@ -85,7 +93,7 @@ async def test_a_mutant_is_caught(mutant: str, tmp_path: Path) -> None:
     scenario, expected = CAUGHT[mutant]
     found: set[str] = set()
     for seed in SEEDS:
-        history = await history_of(tmp_path / str(seed), scenario, seed, mutant, rest_seconds=12)
+        history = await history_of(tmp_path / str(seed), scenario, seed, mutant, MUTANT_REST_SECONDS)
         found |= {violation.invariant for violation in checker.check(history)}
         if expected in found:
             return

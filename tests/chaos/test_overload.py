@@ -38,11 +38,19 @@ def test_as_many_tasks_are_posted_as_were_asked_for(tasks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "flat"),
-    [([100.0] * 8, True), ([100.0, 300.0, 300.0, 125.0], True), ([90.0, 1, 1, 116], False)],
+    ("samples", "log_mib", "flat"),
+    [
+        ([100.0] * 8, 0.0, True),
+        ([100.0, 300.0, 300.0, 125.0], 0.0, True),
+        ([90.0, 1, 1, 116], 0.0, False),
+        ([90.0, 1, 1, 116], 2.0, True),
+        ([90.0, 1, 1, 118], 2.0, False),
+    ],
 )
-def test_growth_is_from_the_first_quarter_to_the_last(samples: list[float], flat: bool) -> None:
-    assert growth_of([Taken(own, shared_mib=7.0) for own in samples]).flat is flat
+def test_growth_is_from_the_first_quarter_to_the_last(
+    samples: list[float], log_mib: float, flat: bool
+) -> None:
+    assert growth_of([Taken(own, shared_mib=7.0) for own in samples], log_mib).flat is flat
 
 
 def test_a_process_takes_memory_and_one_that_is_gone_takes_none() -> None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from storage.ledger import PostgresLedger
     from storage.model import KeyReused, OutboxRow, Submission
 
-NAP_SECONDS = 2.0
+NAP_SECONDS = 6.0
+"""Longer than a frozen worker of the scenarios stays so after it was declared dead."""
 
 
 def install(name: str) -> None:
