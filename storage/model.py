@@ -119,8 +119,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     `waited_seconds` is how long it has waited since it was due, by the database's clock.
     """
 
-    task_id: UUID
-    dispatch: int
+    reference: Reference
     kind: str
     kind_version: int = 1
     payload: bytes
@@ -137,9 +136,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     waited_seconds: float = 0.0
 
     @property
-    def reference(self) -> Reference:
-        """The hand-over this run answers for."""
-        return Reference(self.task_id, self.dispatch)
+    def task_id(self) -> UUID:
+        """The task it is a run of."""
+        return self.reference.task_id
+
+    @property
+    def dispatch(self) -> int:
+        """The hand-over it answers for."""
+        return self.reference.dispatch
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -59,23 +59,20 @@ WHERE o.id = ANY (ARRAY(SELECT id FROM due UNION ALL SELECT id FROM notices))
 RETURNING o.id, o.task_id, o.dispatch, o.priority, o.route, o.attempts
 """
 
-# A confirmed row may go whoever holds its lease by now. NEW moves on only under the same dispatch, as the
-# locked row has it; a task already claimed keeps its status, since a message can overtake this mark.
+# A confirmed row may go whoever holds its lease by now. NEW moves on only under the same dispatch, as the row
+# has it by then; a task already claimed keeps its status, since a message can overtake this mark.
 _SETTLE = """
 WITH given AS (
     SELECT * FROM unnest($1::bigint[], $2::float8[]) AS g(id, hold_seconds)
-), locked AS (
-    SELECT o.id, g.hold_seconds FROM given g JOIN outbox o ON o.id = g.id ORDER BY o.id FOR UPDATE OF o
 ), gone AS (
-    DELETE FROM outbox o USING locked l WHERE o.id = l.id RETURNING o.task_id, o.dispatch, l.hold_seconds
+    DELETE FROM outbox o USING (SELECT * FROM given ORDER BY id) g WHERE o.id = g.id
+    RETURNING o.task_id, o.dispatch, g.hold_seconds
 ), sent AS (
-    SELECT task_id, dispatch, max(hold_seconds) AS hold_seconds FROM gone GROUP BY task_id, dispatch
-), held AS (
-    SELECT t.id, s.hold_seconds FROM sent s JOIN tasks t ON t.id = s.task_id AND t.dispatch = s.dispatch
-    WHERE t.status IN (0, 1) ORDER BY t.id FOR NO KEY UPDATE OF t
+    SELECT task_id, dispatch, max(hold_seconds) AS hold_seconds FROM gone
+    GROUP BY task_id, dispatch ORDER BY task_id
 )
-UPDATE tasks t SET status = 1, queued_at = now() + make_interval(secs => h.hold_seconds)
-FROM held h WHERE t.id = h.id RETURNING 1
+UPDATE tasks t SET status = 1, queued_at = now() + make_interval(secs => s.hold_seconds)
+FROM sent s WHERE t.id = s.task_id AND t.dispatch = s.dispatch AND t.status + 0 < 2 RETURNING 1
 """
 
 _RENEW = """
@@ -109,7 +106,8 @@ WITH locked AS (
 ), given_up AS (
     SELECT DISTINCT task_id, dispatch FROM counted WHERE status = 1
 ), ending AS (
-    SELECT t.id, 4 AS status, 0 AS attempts, 0 AS losses, 0 AS postponements, NULL::text AS route,
+    SELECT t.id, t.dispatch, false AS running, 0 AS place, 4 AS status, 0 AS attempts, 0 AS losses,
+           0 AS postponements, NULL::text AS route,
            0::float8 AS due_seconds, 0::float8 AS hold_seconds, NULL::text AS result,
            'undeliverable' AS reason, 'Undeliverable' AS error_type, $2 AS error_message
     FROM given_up g JOIN tasks t ON t.id = g.task_id AND t.dispatch = g.dispatch WHERE t.status IN (0, 1)

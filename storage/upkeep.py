@@ -27,7 +27,7 @@ WITH lost AS MATERIALIZED (
     AND (w.id IS NULL
          OR $4::bool AND t.started_at < now() - make_interval(secs => t.timeout_seconds + 2 * $2::float8))
 ), ending AS (
-    SELECT t.id,
+    SELECT t.id, t.dispatch, true AS running, 0 AS place,
            CASE WHEN CASE WHEN l.worker_gone THEN t.losses + 1 >= $3::int ELSE t.attempt > t.max_retries END
                 THEN 4 ELSE 1 END AS status,
            CASE WHEN NOT l.worker_gone AND t.attempt <= t.max_retries THEN 1 ELSE 0 END AS attempts,

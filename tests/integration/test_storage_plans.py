@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import msgspec
 import pytest
 import pytest_asyncio
 
@@ -83,7 +82,7 @@ def task(number: int) -> UUID:
 CALLER = Caller()
 WORKER_ID = UUID("00000000-0000-4000-8000-000000000001")
 AT_THE_BROKER = [Reference(task(300_001 + 4 * number), 1) for number in range(100)]
-RUNNING = [msgspec.structs.replace(run(), task_id=task(350_001 + number)) for number in range(100)]
+RUNNING = [run(task_id=task(350_001 + number)) for number in range(100)]
 VERDICTS = [(done, dead, retry)[number % 3](one) for number, one in enumerate(RUNNING)]
 ROWS = list(range(1, 101))
 HOUR, YEARS = 3600.0, 1e9
@@ -132,6 +131,7 @@ CASES: dict[str, tuple[int, Ask]] = {
     "retry a row": (100, lambda hands: hands.outbox.retry(CALLER, 100_001)),
     "capacity": (50, lambda hands: hands.outbox.capacity()),
     "claim": (4000, lambda hands: hands.runs.claim(AT_THE_BROKER, WORKER_ID, ["echo"])),
+    "complete": (4000, lambda hands: hands.runs.record([done(one) for one in RUNNING])),
     "record": (4000, lambda hands: hands.runs.record(VERDICTS)),
     "hand back": (3000, lambda hands: hands.runs.hand_back(AT_THE_BROKER, 1.0)),
     "held by": (200, lambda hands: hands.workers.held_by(WORKER_ID)),

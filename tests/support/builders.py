@@ -20,6 +20,7 @@ from storage.model import (
     Interrupted,
     Priority,
     Reason,
+    Reference,
     Retry,
     Run,
     Status,
@@ -46,8 +47,7 @@ def submission(**changes: Any) -> Submission:
 
 def run(**changes: Any) -> Run:
     default = Run(
-        task_id=task_id(),
-        dispatch=1,
+        reference=Reference(changes.pop("task_id", None) or task_id(), changes.pop("dispatch", 1)),
         kind="echo",
         payload=b'{"n": 1}',
         priority=Priority.MEDIUM,

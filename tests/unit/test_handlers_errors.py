@@ -10,7 +10,7 @@ import pytest
 from pipeline.handlers import Context, PayloadInvalid, Permanent, RetryLater
 from pipeline.handlers.errors import ChildError, ChildKilled, ResultInvalid, describe
 from pipeline.handlers.wire import Raised, Work, frame, reply_decoder, work_decoder
-from storage.model import Failure, Priority, Reason, Run
+from storage.model import Failure, Priority, Reason, Reference, Run
 
 TASK = UUID("0190a0a0-0000-7000-8000-000000000001")
 
@@ -105,8 +105,7 @@ def test_our_own_errors_arrive_as_such() -> None:
 
 def test_a_context_shows_the_run_and_travels() -> None:
     run = Run(
-        task_id=TASK,
-        dispatch=4,
+        reference=Reference(TASK, 4),
         kind="a",
         payload=b"",
         priority=Priority.LOW,

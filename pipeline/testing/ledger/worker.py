@@ -14,6 +14,7 @@ from storage.model import (
     Holding,
     Interrupted,
     Recorded,
+    Reference,
     Retry,
     Run,
     Status,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from pipeline.testing.ledger.state import State, TaskRow
-    from storage.model import Heartbeat, Reference, Verdict
+    from storage.model import Heartbeat, Verdict
 
 
 class MemoryRuns:
@@ -126,8 +127,7 @@ class MemoryRuns:
 def _run(row: TaskRow) -> Run:
     asked = row.asked
     return Run(
-        task_id=asked.id,
-        dispatch=row.dispatch,
+        reference=Reference(asked.id, row.dispatch),
         kind=asked.kind,
         kind_version=asked.kind_version,
         payload=asked.payload.encode(),

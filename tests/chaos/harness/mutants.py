@@ -86,7 +86,7 @@ def returns_not_raised() -> None:
 
 def verdict_without_guard() -> None:
     """Record a verdict whatever dispatch the task is at."""
-    _rewrite(runs, "_RECORD", "AND t.dispatch = g.dispatch WHERE t.status = 2", "WHERE t.status = 2")
+    _rewrite(runs, "_RECORD", "AND t.dispatch = e.dispatch AND (", "AND (")
 
 
 def rescue_without_recheck() -> None:
@@ -94,12 +94,17 @@ def rescue_without_recheck() -> None:
     found = "SELECT id FROM tasks WHERE worker_id IS NOT NULL AND NOT EXISTS (SELECT FROM workers w \
 WHERE w.id = worker_id AND w.dead_at IS NULL)"
     guard = "WHERE t.status = 2 AND t.dispatch = l.dispatch AND t.worker_id = l.worker_id"
+    guard_of_all = "AND t.dispatch = e.dispatch AND (t.status + 0 = 2) = e.running"
     start, end = (
         upkeep._RESCUE.index("    SELECT t.id, t.dispatch, t.worker_id,"),
         upkeep._RESCUE.index("), ending"),
     )
     given = "    SELECT t.id, true AS worker_gone FROM tasks t WHERE t.id = ANY (LOST)\n"
-    unguarded = (upkeep._RESCUE[:start] + given + upkeep._RESCUE[end:]).replace(guard, "WHERE true")
+    unguarded = (
+        (upkeep._RESCUE[:start] + given + upkeep._RESCUE[end:])
+        .replace(guard, "WHERE true")
+        .replace(guard_of_all, "")
+    )
 
     async def rescue(
         self: upkeep.PostgresUpkeep, most: int, lease_seconds: float, *, hung: bool = True
@@ -180,7 +185,8 @@ def created_before_commit() -> None:
 
 def claim_skips_locked() -> None:
     """Read a row that another transaction holds for a moment as refused."""
-    _rewrite(runs, "_CLAIM", "FOR NO KEY UPDATE OF t", "FOR NO KEY UPDATE OF t SKIP LOCKED")
+    free = "(SELECT id FROM tasks WHERE id = ANY ($1) FOR NO KEY UPDATE SKIP LOCKED)"
+    _rewrite(runs, "_CLAIM", "ORDER BY id\n), rules", f"WHERE id IN {free} ORDER BY id\n), rules")
 
 
 def resend_raises_dispatch() -> None:
@@ -201,7 +207,7 @@ FROM lost l"""
 
 def claim_takes_cancelled() -> None:
     """Start a task whose cancellation was accepted."""
-    _rewrite(runs, "_CLAIM", "t.status IN (0, 1)", "t.status IN (0, 1, 5)")
+    _rewrite(runs, "_CLAIM", "WHEN t.status + 0 < 2", "WHEN t.status + 0 IN (0, 1, 5)")
 
 
 def retry_at_once() -> None:
@@ -215,8 +221,7 @@ def retry_at_once() -> None:
         return tuple(moves)
 
     _replace(runs, "_ending", hasty)
-    fence = "WHEN t.due_at > now() THEN extract(epoch FROM t.due_at - now())::float8"
-    _rewrite(runs, "_CLAIM", fence, "")
+    _rewrite(runs, "_CLAIM", "AND coalesce(t.due_at <= now(), true)", "")
 
 
 def replay_keeps_dispatch() -> None:
