@@ -22,6 +22,7 @@ from pipeline.stages import (
     Claim,
     Consume,
     DeadLetter,
+    Each,
     Every,
     Execute,
     HandOver,
@@ -36,7 +37,6 @@ from pipeline.stages import (
     Settle,
     SurveyOutbox,
     SurveyQueues,
-    each,
 )
 from storage.database import Address, Database
 from storage.embedded import EmbeddedPostgres
@@ -101,11 +101,10 @@ def worker(
         flow(consume, concurrency=2)
         | Claim(runs, slots, duty, handlers.kinds)
         | HandOver()
-        | each(
-            MeasuredExecute(Execute(handlers, runners, slots), ports.metrics, MonotonicClock())
-            | RouteRetry(settings.retry_delays_seconds)
-            | DeadLetter()
-            | Record(runs),
+        | Each(
+            MeasuredExecute(Execute(handlers, runners, slots), ports.metrics, MonotonicClock()),
+            RouteRetry(settings.retry_delays_seconds) | DeadLetter(),
+            Record(runs),
             slots,
         )
     )

@@ -1,10 +1,14 @@
-"""A worker's book of what it holds: one slot per running handler, reserved before the claim."""
+"""A worker's book of what it holds: one slot per running handler, reserved before the claim.
+
+A slot is free when its handler has ended; the run is held on until its verdict is durable. So the next runs
+are claimed while verdicts are written, and no more than twice as many runs are held as there are slots.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from storage.model import Priority
 
@@ -25,9 +29,16 @@ class Stop(enum.Enum):
     """The database says that another worker has it, or that this one is dead."""
 
 
+class Stoppable(Protocol):
+    """A run under way."""
+
+    def cancel(self) -> object:
+        """Stop it."""
+
+
 class _Held:
     def __init__(self) -> None:
-        self.running: asyncio.Task[None] | None = None
+        self.running: Stoppable | None = None
         self.stop: Stop | None = None
         self.ended = False
 
@@ -38,14 +49,15 @@ class Slots:
     def __init__(self, count: int) -> None:
         self.count = count
         self._held: dict[Reference, _Held] = {}
+        self._taken = 0
         self._most_free = count
         self.claimed_through: dict[Priority, datetime] = {}
         self.released = asyncio.Event()
 
     @property
     def free(self) -> int:
-        """How many slots hold nothing."""
-        return self.count - len(self._held)
+        """How many handlers may be started more."""
+        return max(0, min(self.count - self._taken, 2 * self.count - len(self._held)))
 
     @property
     def held(self) -> frozenset[Reference]:
@@ -64,15 +76,16 @@ class Slots:
     def reserve(self, reference: Reference) -> None:
         """Take a slot for a reference that is about to be claimed."""
         self._held[reference] = _Held()
+        self._taken += 1
 
     def release(self, reference: Reference) -> None:
-        """Free the slot of a reference that was refused, or whose verdict is durable."""
-        if self._held.pop(reference, None) is not None:
-            self._most_free = max(self._most_free, self.free)
-            self.released.set()
+        """Let go of a reference that was refused, or whose verdict is durable."""
+        if held := self._held.pop(reference, None):
+            self._taken -= not held.ended
+            self._free_again()
 
-    def start(self, run: Run, running: asyncio.Task[None]) -> None:
-        """Note the task that carries a claimed run, and how far its queue has been claimed."""
+    def start(self, run: Run, running: Stoppable) -> None:
+        """Note what a claimed run is stopped by, and how far its queue has been claimed."""
         held = self._held[run.reference]
         held.running = running
         if run.queued_at is not None:
@@ -88,9 +101,16 @@ class Slots:
         held.running.cancel()
 
     def ended(self, reference: Reference) -> None:
-        """Note that a handler has ended: what is under way from here on, its verdict, must get through."""
-        if held := self._held.get(reference):
+        """Free the slot: the handler has ended, and what is under way now, its verdict, must get through."""
+        held = self._held.get(reference)
+        if held is not None and not held.ended:
             held.ended = True
+            self._taken -= 1
+            self._free_again()
+
+    def _free_again(self) -> None:
+        self._most_free = max(self._most_free, self.free)
+        self.released.set()
 
     def stop_all(self, why: Stop) -> None:
         """End every run early."""
@@ -102,9 +122,10 @@ class Slots:
         held = self._held.get(reference)
         return held.stop if held else None
 
-    def running(self) -> set[asyncio.Task[None]]:
-        """List the tasks under way."""
-        return {held.running for held in self._held.values() if held.running is not None}
+    @property
+    def running(self) -> int:
+        """How many runs are under way, until their verdicts are durable."""
+        return sum(held.running is not None for held in self._held.values())
 
     def most_free(self) -> int:
         """Tell the most slots that were free at once since last asked: what a relay may pack for."""

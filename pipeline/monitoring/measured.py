@@ -9,10 +9,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Self
 
 from pipeline.broker.topology import work_route
-from pipeline.flow import Stage
 from pipeline.monitoring.health import Recurring
 from pipeline.monitoring.metrics import queue_of
-from storage.model import Accepted, Priority, Retry, Run, Status
+from storage.model import Accepted, Priority, Retry, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -24,7 +23,9 @@ if TYPE_CHECKING:
     from pipeline.monitoring.health import Progress
     from pipeline.monitoring.metrics import Metrics
     from pipeline.ports import Ledger, Outbox, Runs, Submissions, Tasks, Upkeep, Workers
-    from pipeline.stages.execute import Execute, Outcome
+    from pipeline.slots import Stoppable
+    from pipeline.stages.each import Starting
+    from pipeline.stages.execute import Outcome
     from storage.model import (
         Caller,
         Disconnected,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         Recorded,
         Reference,
         Rescued,
+        Run,
         Submission,
         Task,
         Verdict,
@@ -300,17 +302,20 @@ class MeasuredBroker:
         return subscription
 
 
-class MeasuredExecute(Stage[Run, "Outcome"]):
-    """Times the handlers that the stage inside runs."""
+class MeasuredExecute:
+    """Times the handlers that the stage inside starts."""
 
-    def __init__(self, execute: Execute, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, execute: Starting, metrics: Metrics, clock: Clock) -> None:
         self._execute = execute
         self._metrics = metrics
         self._clock = clock
 
-    async def __call__(self, run: Run) -> Outcome:
-        """Run one claimed task."""
+    def start(self, run: Run, ended: Callable[[Outcome], None]) -> Stoppable:
+        """Start one claimed task."""
         started_at = self._clock.now()
-        outcome = await self._execute(run)
-        self._metrics.duration_of(run.kind).observe(self._clock.now() - started_at)
-        return outcome
+
+        def measured(outcome: Outcome) -> None:
+            self._metrics.duration_of(run.kind).observe(self._clock.now() - started_at)
+            ended(outcome)
+
+        return self._execute.start(run, measured)

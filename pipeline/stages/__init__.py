@@ -5,7 +5,7 @@ from pipeline.stages.bury import Bury
 from pipeline.stages.claim import Claim, Claimed
 from pipeline.stages.consume import Consume, Wave
 from pipeline.stages.dead_letter import DeadLetter
-from pipeline.stages.each import each
+from pipeline.stages.each import Each
 from pipeline.stages.every import Every
 from pipeline.stages.execute import Execute, Failed
 from pipeline.stages.hand_over import HandOver
@@ -28,6 +28,7 @@ __all__ = [
     "Claimed",
     "Consume",
     "DeadLetter",
+    "Each",
     "Every",
     "Execute",
     "Failed",
@@ -45,5 +46,4 @@ __all__ = [
     "SurveyOutbox",
     "SurveyQueues",
     "Wave",
-    "each",
 ]

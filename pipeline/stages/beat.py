@@ -81,7 +81,7 @@ class Beat(Stage[None, None]):
         return Heartbeat(
             worker_id=self._duty.worker_id,
             slots=self._slots.count,
-            running=len(self._slots.running()),
+            running=self._slots.running,
             free=self._slots.most_free(),
             unclaimed=self._unclaimed(),
             queues=self._queues,

@@ -59,10 +59,11 @@ class Claim(Stage[Wave, Claimed]):
         if runs and worker_id != await self._duty.begin():
             # Declared dead meanwhile: the janitor dispatches these again.
             runs = []
-        claimed = {run.reference for run in runs}
-        for reference in wave.references:
-            if reference not in claimed:
-                self._slots.release(reference)
+        if len(runs) < len(wave.references):
+            claimed = {run.reference for run in runs}
+            for reference in wave.references:
+                if reference not in claimed:
+                    self._slots.release(reference)
         return Claimed(wave, runs)
 
     async def _claim(self, references: list[Reference], worker_id: UUID) -> list[Run]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import structlog
@@ -154,23 +155,23 @@ class Consume:
         taken: list[Reference] = []
         while self._slots.free and (queue := self._next_queue()) is not None:
             reference, message, _ = self._waiting[queue].popleft()
-            if reference in self._claiming and reference in self._slots:
-                # The first message may be of a connection that is gone: then the broker has only this one.
-                # Where the claim has refused it, and freed its slot, this one is of a later hand-over.
-                self._claiming[reference].append(message)
-            elif reference in self._slots:
-                await message.close()
-            else:
+            if reference not in self._slots:
+                # Where a claim has refused an earlier message, and freed its slot, this is a later hand-over.
                 self._slots.reserve(reference)
                 self._claiming[reference] = [message]
                 taken.append(reference)
+            elif reference in self._claiming:
+                # The first message may be of a connection that is gone: then the broker has only this one.
+                self._claiming[reference].append(message)
+            else:
+                await message.close()
         return self._wave(taken) if taken else None
 
     def _next_queue(self) -> str | None:
         """Choose by smooth weighted round robin among the queues that have work."""
         ready = [queue for queue, waiting in self._waiting.items() if waiting]
-        if not ready:
-            return None
+        if len(ready) <= 1:
+            return ready[0] if ready else None
         for queue in ready:
             self._credit[queue] += self._shares[queue]
         chosen = max(ready, key=lambda queue: self._credit[queue])
@@ -189,8 +190,8 @@ class Consume:
             for reference, messages in held:
                 if self._claiming.get(reference) is messages:
                     del self._claiming[reference]
-            for message in [message for _, messages in held for message in messages]:
-                await (message.close() if failure is None else message.give_back())
+            for message, references in Counter(chain.from_iterable(messages for _, messages in held)).items():
+                await (message.close(references) if failure is None else message.give_back())
 
         return Wave(taken, Parcel(taken, settle))
 

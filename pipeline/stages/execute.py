@@ -16,7 +16,7 @@ from pipeline.slots import Stop
 from storage.model import Cancelled, Done, Failure, Interrupted, Reason, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pipeline.handlers.definition import Handler
     from pipeline.handlers.runners import Runners
@@ -49,6 +49,85 @@ class Failed(msgspec.Struct, frozen=True):
 Outcome = Done | Failed | Cancelled | Interrupted
 
 
+class Execution:
+    """A handler under way: `ended` is called once, with the outcome, whichever way it comes about.
+
+    Callbacks and no task of its own: a second task for each run cost as much as all else of a short one.
+    """
+
+    __slots__ = (
+        "_ended",
+        "_handler",
+        "_loop",
+        "_run",
+        "_slots",
+        "_stopped",
+        "_timed_out",
+        "_timer",
+        "_unwind_seconds",
+    )
+
+    def __init__(
+        self,
+        run: Run,
+        handler: asyncio.Task[str],
+        slots: Slots,
+        ended: Callable[[Outcome], None],
+        unwind_seconds: float,
+    ) -> None:
+        self._loop = handler.get_loop()
+        self._run = run
+        self._handler = handler
+        self._slots = slots
+        self._ended: Callable[[Outcome], None] | None = ended
+        self._unwind_seconds = unwind_seconds
+        self._timed_out = self._stopped = False
+        self._timer = self._loop.call_later(run.timeout_seconds, self._time_out)
+        handler.add_done_callback(self._done)
+
+    def cancel(self) -> None:
+        """Stop the run: it is Cancelled or Interrupted, as the slots say why, unless it got done."""
+        self._stopped = True
+        self._unwind()
+
+    def _time_out(self) -> None:
+        self._timed_out = True
+        self._unwind()
+
+    def _unwind(self) -> None:
+        self._timer.cancel()
+        self._handler.cancel()
+        self._timer = self._loop.call_later(self._unwind_seconds, self._leave_behind)
+
+    def _leave_behind(self) -> None:
+        log.warning("handler ignores its cancellation", task_id=str(self._run.task_id), kind=self._run.kind)
+        self._end()
+
+    def _done(self, handler: asyncio.Task[str]) -> None:
+        if not handler.cancelled():
+            handler.exception()  # seen: asyncio complains of one that nobody has asked for
+        self._end()
+
+    def _end(self) -> None:
+        self._timer.cancel()
+        if self._ended is not None:
+            ended, self._ended = self._ended, None
+            self._slots.ended(self._run.reference)
+            ended(self._outcome())
+
+    def _outcome(self) -> Outcome:
+        run, handler = self._run, self._handler
+        if self._stopped:
+            if handler.done() and not handler.cancelled() and handler.exception() is None:
+                return Done(run, handler.result())
+            why = self._slots.why(run.reference)
+            return Cancelled(run) if why is Stop.CANCELLED else Interrupted(run)
+        if self._timed_out:
+            message = f"not done after {run.timeout_seconds:g} s"
+            return Failed(run, Failure("TimeoutError", message, Reason.TIMEOUT))
+        return _judge(run, handler)
+
+
 class Execute(Stage[Run, Outcome]):
     """Runs a task's handler under its timeout; every way it can end is a value.
 
@@ -69,64 +148,30 @@ class Execute(Stage[Run, Outcome]):
         self._unwind_seconds = unwind_seconds
 
     async def __call__(self, run: Run) -> Outcome:
-        """Run one claimed task."""
-        outcome = await self._run(run)
-        self._slots.ended(run.reference)
-        return outcome
+        """Run one claimed task; cancelling the call stops the run, whose outcome it still returns."""
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        execution = self.start(run, outcome.set_result)
+        try:
+            return await asyncio.shield(outcome)
+        except asyncio.CancelledError:
+            execution.cancel()
+            return await outcome
 
-    async def _run(self, run: Run) -> Outcome:
+    def start(self, run: Run, ended: Callable[[Outcome], None]) -> Execution:
+        """Start one claimed task; `ended` hears its outcome."""
         alone = run.losses >= LOSSES_UNTIL_ALONE
         call = self._runners.run(self._handlers[run.kind], run.payload, Context.of(run), alone=alone)
-        running = asyncio.create_task(call)
-        try:
-            in_time = await _ends_within(running, run.timeout_seconds)
-            if not in_time:
-                await self._unwind(run, running)
-        except asyncio.CancelledError:
-            return await self._stopped(run, running)
-        if in_time:
-            return _judge(run, running)
-        failure = Failure("TimeoutError", f"not done after {run.timeout_seconds:g} s", Reason.TIMEOUT)
-        return Failed(run, failure)
-
-    async def _stopped(self, run: Run, running: asyncio.Future[str]) -> Outcome:
-        await self._unwind(run, running)
-        if running.done() and not running.cancelled() and running.exception() is None:
-            return Done(run, running.result())
-        return Cancelled(run) if self._slots.why(run.reference) is Stop.CANCELLED else Interrupted(run)
-
-    async def _unwind(self, run: Run, running: asyncio.Future[str]) -> None:
-        running.cancel()
-        if not await _ends_within(running, self._unwind_seconds):
-            log.warning("handler ignores its cancellation", task_id=str(run.task_id), kind=run.kind)
+        handler = asyncio.get_running_loop().create_task(call)
+        return Execution(run, handler, self._slots, ended, self._unwind_seconds)
 
 
-async def _ends_within(running: asyncio.Future[Any], seconds: float) -> bool:
-    """Wait for a handler, and pass no cancellation on to it; `asyncio.wait` costs three times as much."""
-    loop = asyncio.get_running_loop()
-    over: asyncio.Future[None] = loop.create_future()
-
-    def end(_: asyncio.Future[Any] | None = None) -> None:
-        if not over.done():
-            over.set_result(None)
-
-    timer = loop.call_later(seconds, end)
-    running.add_done_callback(end)
-    try:
-        await over
-    finally:
-        timer.cancel()
-        running.remove_done_callback(end)
-    return running.done()
-
-
-def _judge(run: Run, running: asyncio.Future[str]) -> Outcome:
-    if running.cancelled():
+def _judge(run: Run, handler: asyncio.Task[str]) -> Outcome:
+    if handler.cancelled():
         return Failed(run, Failure("CancelledError", "the handler cancelled itself"))
-    error = running.exception()
+    error = handler.exception()
     match error:
         case None:
-            return Done(run, running.result())
+            return Done(run, handler.result())
         case RetryLater():
             return Failed(run, describe(error), delay_seconds=error.seconds)
         case NotStarted():

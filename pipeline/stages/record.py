@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,10 @@ import structlog
 from pipeline.flow import Stage
 from storage.backoff import backoff_seconds
 from storage.errors import Refused, StorageError
-from storage.group_commit import GroupCommit
 from storage.model import Dead, Done, Failure, Reason, Recorded, Retry, Status, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pipeline.ports import Runs
 
@@ -25,53 +23,69 @@ log = structlog.get_logger()
 FIRST_BACKOFF_SECONDS = 0.05
 LONGEST_BACKOFF_SECONDS = 2.0
 
+MOST_BYTES = 4 << 20
+"""How much of results is written by one statement."""
+
 MOST_LINES = 20
 """Of so many successes written together each has its line; one takes 20 µs, as long as all else of a run."""
 
 
-class Record(Stage[Verdict, Recorded]):
-    """Returns when the verdict is durable, or was refused because a later dispatch had taken over.
+class Record(Stage[list[Verdict], list[Recorded]]):
+    """Returns when the verdicts are durable, or were refused because a later dispatch had taken over.
 
     A verdict that the database refuses as data is written once more, as FAILED with `result_unstorable`.
-    Whatever else the database says, the verdict is written again: a missing right or column may be mended.
+    Whatever else the database says, the verdicts are written again: a missing right or column may be mended.
     """
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, most_bytes: int = MOST_BYTES) -> None:
         self._runs = runs
-        # What waits here is bounded by the slots: a verdict turned away would be a run done in vain.
-        self._commit: GroupCommit[Verdict, Recorded] = GroupCommit(
-            self._record, waiting_rows=sys.maxsize, waiting_bytes=sys.maxsize
-        )
+        self._most_bytes = most_bytes
 
-    async def __call__(self, verdict: Verdict) -> Recorded:
-        """Record one verdict."""
-        try:
-            return await self._write(verdict)
-        except Refused as error:
-            message = f"the database refuses the {type(verdict).__name__.lower()} verdict: {error}"[:500]
-            failure = Failure("ResultUnstorable", message, Reason.RESULT_UNSTORABLE)
-            return await self._write(Dead(verdict.run, failure))
+    async def __call__(self, verdicts: list[Verdict]) -> list[Recorded]:
+        """Record verdicts by as few statements as their size allows; one answer for each."""
+        recorded: list[Recorded] = []
+        for group in self._groups(verdicts):
+            recorded += await self._write(group)
+        return recorded
 
-    async def _write(self, verdict: Verdict) -> Recorded:
+    def _groups(self, verdicts: list[Verdict]) -> Iterator[list[Verdict]]:
+        group: list[Verdict] = []
+        size_bytes = 0
+        for verdict in verdicts:
+            own_bytes = len(verdict.result) if isinstance(verdict, Done) else 0
+            if group and size_bytes + own_bytes > self._most_bytes:
+                yield group
+                group, size_bytes = [], 0
+            group.append(verdict)
+            size_bytes += own_bytes
+        yield group
+
+    async def _write(self, verdicts: list[Verdict]) -> list[Recorded]:
+        """Write a group until its answer is known; a refused one is halved until the guilty stands alone."""
         delays_seconds = backoff_seconds(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         while True:
             try:
-                return await self._commit.add(verdict, _size_bytes(verdict))
-            except Refused:
-                raise
+                recorded = await self._runs.record(verdicts)
+            except Refused as error:
+                if len(verdicts) == 1:
+                    return [await self._write_unstorable(verdicts[0], error)]
+                middle = len(verdicts) // 2
+                return [*await self._write(verdicts[:middle]), *await self._write(verdicts[middle:])]
             except StorageError as error:
-                # The run is over and its verdict has nowhere else to go: given up, all would be done again.
-                log.warning("verdict repeated", task_id=str(verdict.run.task_id), error=str(error))
+                # The runs are over and their verdicts have nowhere else to go: given up, all is done again.
+                log.warning("verdicts repeated", verdicts=len(verdicts), error=str(error))
+            else:
+                _tell(list(zip(verdicts, recorded, strict=True)))
+                return recorded
             await asyncio.sleep(next(delays_seconds))
 
-    async def _record(self, verdicts: Sequence[Verdict]) -> list[Recorded]:
-        recorded = await self._runs.record(verdicts)
-        _tell(list(zip(verdicts, recorded, strict=True)))
+    async def _write_unstorable(self, verdict: Verdict, error: Refused) -> Recorded:
+        if isinstance(verdict, Dead) and verdict.failure.reason is Reason.RESULT_UNSTORABLE:
+            raise error
+        message = f"the database refuses the {type(verdict).__name__.lower()} verdict: {error}"[:500]
+        failure = Failure("ResultUnstorable", message, Reason.RESULT_UNSTORABLE)
+        [recorded] = await self._write([Dead(verdict.run, failure)])
         return recorded
-
-
-def _size_bytes(verdict: Verdict) -> int:
-    return len(verdict.result) if isinstance(verdict, Done) else 0
 
 
 def _tell(ends: Sequence[tuple[Verdict, Recorded]]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 
 from pipeline.broker import Message, Publication
+from pipeline.handlers import handler
+from pipeline.handlers.registry import Handlers
+from pipeline.handlers.runners import Runners
 from pipeline.monitoring import MeasuredBroker, MeasuredExecute, MeasuredLedger, Metrics, Progress
 from pipeline.settings import Role
 from pipeline.slots import Slots
@@ -21,6 +25,7 @@ from tests.support.stages import claimed, sent
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.stages.execute import Outcome
     from storage.model import Run, Verdict
 
 CALLER = Caller()
@@ -163,16 +168,16 @@ async def test_messages_count_by_queue_and_answer(measured: Measured) -> None:
 
 
 async def test_a_run_is_timed_by_its_kind(measured: Measured) -> None:
-    class Slow(Execute):
-        def __init__(self) -> None:
-            pass
+    @handler("echo")
+    async def echo(_: Any) -> None:
+        await measured.clock.advance(3)
 
-        async def __call__(self, run: Run) -> Done:
-            await measured.clock.advance(3)
-            return Done(run)
-
-    run = await claimed(measured.inside, WORKER)
-    assert await MeasuredExecute(Slow(), measured.metrics, measured.clock)(run) == Done(run)
+    run, slots, handlers = await claimed(measured.inside, WORKER), Slots(1), Handlers([echo])
+    outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    async with Runners(1, handlers) as runners:
+        execute = MeasuredExecute(Execute(handlers, runners, slots), measured.metrics, measured.clock)
+        execute.start(run, outcome.set_result)
+        assert await outcome == Done(run)
     assert measured.value("run_duration_seconds_sum", kind="echo") == 3
 
 

@@ -62,9 +62,7 @@ async def test_how_far_a_queue_was_claimed_never_goes_back() -> None:
     for minutes in (1, 5, 3):
         task = run(priority=Priority.HIGH, queued_at=NOON + timedelta(minutes=minutes))
         slots.reserve(task.reference)
-        done = asyncio.create_task(asyncio.sleep(0))
-        slots.start(task, done)
-        await done
+        slots.start(task, asyncio.create_task(asyncio.sleep(0)))
     assert slots.newest() == (NOON + timedelta(minutes=5), None, None)
 
 
@@ -76,7 +74,20 @@ async def test_a_run_whose_handler_has_ended_can_no_longer_be_stopped() -> None:
     slots.ended(task.reference)
     slots.stop_all(Stop.INTERRUPTED)
     await ManualClock().advance(0)
-    assert (running.done(), slots.why(task.reference), slots.free) == (False, None, 0)
+    assert (running.done(), slots.why(task.reference), slots.held) == (False, None, {task.reference})
     slots.release(task.reference)
     slots.ended(task.reference)
+    assert slots.free == 1
+
+
+def test_a_slot_is_free_when_its_handler_has_ended_and_no_more_is_held_than_twice_the_slots() -> None:
+    slots = Slots(2)
+    tasks = [run() for _ in range(4)]
+    for number, task in enumerate(tasks):
+        assert slots.free == min(2, 4 - number)
+        slots.reserve(task.reference)
+        slots.ended(task.reference)
+        slots.ended(task.reference)
+    assert (slots.free, slots.running) == (0, 0)
+    slots.release(tasks[0].reference)
     assert slots.free == 1

@@ -168,7 +168,7 @@ async def test_a_run_that_is_stopped_says_why_unless_it_got_done(why: Stop, kind
     scene, slots, task = Scene(), Slots(1), run(kind=kind)
     slots.reserve(task.reference)
     executing = asyncio.create_task(execute(task, slots, scene.handlers(), unwind_seconds=0.01))
-    slots.start(task, executing)  # type: ignore[arg-type]  # a task is a task
+    slots.start(task, executing)
     await scene.started.wait()
     slots.stop(task.reference, why)
     assert isinstance(await executing, verdict)
@@ -182,7 +182,7 @@ async def test_a_run_that_is_stopped_while_it_unwinds_from_its_timeout_gets_a_ve
     scene, slots, task = Scene(), Slots(1), run(kind="test.unwind", timeout_seconds=0.01)
     slots.reserve(task.reference)
     executing = asyncio.create_task(execute(task, slots, scene.handlers()))
-    slots.start(task, executing)  # type: ignore[arg-type]  # a task is a task
+    slots.start(task, executing)
     await scene.asked_to_stop.wait()
     slots.stop(task.reference, why)
     assert isinstance(await executing, verdict)

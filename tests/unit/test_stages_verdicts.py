@@ -14,7 +14,8 @@ from pipeline.handlers import handler
 from pipeline.handlers.registry import Handlers
 from pipeline.handlers.runners import Runners
 from pipeline.slots import Slots, Stop
-from pipeline.stages import DeadLetter, Execute, Record, RouteRetry, each
+from pipeline.stages import DeadLetter, Each, Execute, Record, RouteRetry
+from pipeline.stages.each import MOST_VERDICTS
 from pipeline.testing import ManualClock, MemoryLedger
 from storage.errors import (
     Closed,
@@ -25,14 +26,15 @@ from storage.errors import (
     StorageError,
     Unavailable,
 )
-from storage.model import Caller, Done, Reason, Recorded, Status
+from storage.model import Caller, Done, Interrupted, Reason, Recorded, Status
 from tests.support.builders import dead, done, run
 from tests.support.stages import claimed
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from pipeline.stages.execute import Outcome
     from storage.model import Run, Verdict
 
 CALLER = Caller()
@@ -63,8 +65,8 @@ class TestRecord:
         ledger = MemoryLedger(ManualClock())
         task = await claimed(ledger, uuid4())
         record = Record(ledger.runs)
-        assert await record(done(task)) == Recorded(Status.COMPLETED)
-        assert await record(dead(task)) == Recorded(None)
+        assert await record([done(task)]) == [Recorded(Status.COMPLETED)]
+        assert await record([dead(task)]) == [Recorded(None)]
 
     async def test_a_dead_letter_is_a_warning_in_the_log_and_a_success_is_not(self) -> None:
         ledger = MemoryLedger(ManualClock())
@@ -74,8 +76,8 @@ class TestRecord:
             await claimed(ledger, uuid4()),
         )
         with capture_logs() as logs:
-            await record(done(good))
-            await record(dead(bad))
+            await record([done(good)])
+            await record([dead(bad)])
         assert [(entry["event"], entry["log_level"]) for entry in logs] == [
             ("completed", "info"),
             ("failed", "warning"),
@@ -88,19 +90,19 @@ class TestRecord:
         bad = dead(await claimed(ledger, worker_id))
         verdicts.append(bad)
         with capture_logs() as logs:
-            await asyncio.gather(*(record(verdict) for verdict in verdicts))
+            await record(verdicts)
         assert [entry["event"] for entry in logs] == ["completed", "failed"]
         assert (logs[0]["tasks"], logs[0]["kinds"]) == (30, {"echo": 30})
         assert logs[1]["task_id"] == str(bad.run.task_id)
 
     async def test_what_the_database_refuses_as_data_ends_the_task(self) -> None:
         ledger = MemoryLedger(ManualClock())
-        task, neighbour = [await claimed(ledger, uuid4()) for _ in range(2)]
+        before, task, after = [await claimed(ledger, uuid4()) for _ in range(3)]
         with pytest.raises(Refused):
             await ledger.runs.record([done(task, "a\0b")])
-        record = Record(ledger.runs)
-        recorded = await asyncio.gather(record(done(task, "a\0b")), record(done(neighbour)))
-        assert list(recorded) == [Recorded(Status.FAILED), Recorded(Status.COMPLETED)]
+        recorded = await Record(ledger.runs)([done(before), done(task, "a\0b"), done(after)])
+        completed = Recorded(Status.COMPLETED)
+        assert recorded == [completed, Recorded(Status.FAILED), completed]
         shown = await ledger.tasks.get(CALLER, task.task_id)
         assert shown is not None
         assert shown.reason == Reason.RESULT_UNSTORABLE
@@ -121,31 +123,76 @@ class TestRecord:
     ) -> None:
         ledger = Faulty(failure)
         ledger.go.set()
-        assert await Record(ledger.runs)(done(await claimed(ledger, uuid4()))) == Recorded(Status.COMPLETED)
+        task = await claimed(ledger, uuid4())
+        assert await Record(ledger.runs)([done(task)]) == [Recorded(Status.COMPLETED)]
 
-    async def test_as_many_verdicts_wait_as_there_are_slots_however_large(self) -> None:
-        ledger = Faulty()
-        record, result = Record(ledger.runs), f'"{"x" * (1 << 20)}"'
-        tasks = [await claimed(ledger, uuid4()) for _ in range(70)]
-        recording = asyncio.gather(*(record(Done(task, result)) for task in tasks))
-        await ledger.asked.wait()
-        ledger.go.set()
-        assert set(await recording) == {Recorded(Status.COMPLETED)}
+    async def test_a_verdict_that_is_refused_whatever_it_says_is_told_and_not_tried_for_ever(self) -> None:
+        class Refusing(MemoryLedger):
+            async def record(self, verdicts: Sequence[Verdict]) -> list[Recorded]:
+                raise Refused(f"never: {verdicts}")
+
+        ledger = Refusing(ManualClock())
+        ledger.runs.record = ledger.record  # type: ignore[method-assign]  # the fault
+        with pytest.raises(Refused):
+            await Record(ledger.runs)([done(await claimed(ledger, uuid4()))])
+
+    async def test_no_statement_carries_more_than_it_may_but_for_one_verdict_alone(self) -> None:
+        ledger, sizes = MemoryLedger(ManualClock()), list[int]()
+        record = ledger.runs.record
+
+        async def counted(verdicts: Sequence[Verdict]) -> list[Recorded]:
+            sizes.append(len(verdicts))
+            return await record(verdicts)
+
+        ledger.runs.record = counted  # type: ignore[method-assign]  # to look on
+        results = [f'"{"x" * size}"' for size in (50, 40, 30, 200, 1)]
+        verdicts: list[Verdict] = [Done(await claimed(ledger, uuid4()), result) for result in results]
+        assert await Record(ledger.runs, most_bytes=100)(verdicts) == [Recorded(Status.COMPLETED)] * 5
+        assert sizes == [2, 1, 1, 1]
 
 
-class Held(Stage["Run", Recorded]):
-    """Carries runs, some of them not before `go` is set."""
+class Started:
+    """One run that a test ends."""
 
-    def __init__(self, *held: Run) -> None:
-        self._held = held
-        self.go = asyncio.Event()
-        self.carried: list[Run] = []
+    def __init__(self, task: Run, ended: Callable[[Outcome], None]) -> None:
+        self.task, self._ended = task, ended
 
-    async def __call__(self, task: Run) -> Recorded:
-        if task in self._held:
-            await self.go.wait()
-        self.carried.append(task)
-        return Recorded(Status.COMPLETED)
+    def end(self) -> None:
+        self._ended(Done(self.task))
+
+    def cancel(self) -> None:
+        self._ended(Interrupted(self.task))
+
+
+class Starter:
+    """Starts runs that a test ends."""
+
+    def __init__(self) -> None:
+        self.started: dict[Run, Started] = {}
+
+    def start(self, task: Run, ended: Callable[[Outcome], None]) -> Started:
+        self.started[task] = Started(task, ended)
+        return self.started[task]
+
+
+class Book(Stage["list[Verdict]", "list[Recorded]"]):
+    """Records while `open` is set, and fails once for every verdict in `lost`."""
+
+    def __init__(self, *lost: Run) -> None:
+        self._lost = lost
+        self.open = asyncio.Event()
+        self.open.set()
+        self.groups: list[list[Verdict]] = []
+
+    async def __call__(self, verdicts: list[Verdict]) -> list[Recorded]:
+        self.groups.append(verdicts)
+        await self.open.wait()
+        if any(verdict.run in self._lost for verdict in verdicts):
+            raise StorageError("permission denied")
+        return [Recorded(Status.COMPLETED)] * len(verdicts)
+
+
+JUDGE = RouteRetry() | DeadLetter()
 
 
 def reserved(*tasks: Run) -> Slots:
@@ -158,61 +205,63 @@ def reserved(*tasks: Run) -> Slots:
 class TestEach:
     async def test_a_slow_run_does_not_delay_its_neighbour_and_both_free_their_slots(self) -> None:
         slow, quick = run(), run()
-        slots, steps = reserved(slow, quick), Held(slow)
-        stage = each(steps, slots)
+        slots, starter, book = reserved(slow, quick), Starter(), Book()
+        stage = Each(starter, JUDGE, book, slots)
         await stage([slow, quick])
+        starter.started[quick].end()
         await eventually(lambda: slots.held == {slow.reference})
-        assert steps.carried == [quick]
-        steps.go.set()
+        starter.started[slow].end()
         await stage.drain(5.0)
-        assert (steps.carried, slots.free) == ([quick, slow], 2)
+        assert (book.groups, slots.free) == ([[Done(quick)], [Done(slow)]], 2)
 
-    async def test_a_run_that_loses_its_way_frees_its_slot_and_spares_its_neighbour(self) -> None:
+    async def test_what_ends_while_verdicts_are_recorded_is_recorded_together(self) -> None:
+        tasks = [run() for _ in range(MOST_VERDICTS + 3)]
+        slots, starter, book = reserved(*tasks), Starter(), Book()
+        book.open.clear()
+        stage = Each(starter, JUDGE, book, slots)
+        await stage(tasks)
+        starter.started[tasks[0]].end()
+        await eventually(lambda: book.groups)
+        for task in tasks[1:]:
+            starter.started[task].end()
+        book.open.set()
+        await stage.drain(5.0)
+        assert [len(group) for group in book.groups] == [1, MOST_VERDICTS, 2]
+        assert slots.free == len(tasks)
+
+    async def test_runs_that_lose_their_way_free_their_slots_and_spare_later_ones(self) -> None:
         lost, fine = run(), run()
-        slots = reserved(lost, fine)
-        carried: list[Run] = []
-
-        class Lose(Stage["Run", Recorded]):
-            async def __call__(self, task: Run) -> Recorded:
-                if task is lost:
-                    raise StorageError("permission denied")
-                carried.append(task)
-                return Recorded(Status.COMPLETED)
-
-        stage = each(Lose(), slots)
+        slots, starter, book = reserved(lost, fine), Starter(), Book(lost)
+        stage = Each(starter, JUDGE, book, slots)
         with capture_logs() as logs:
             await stage([lost, fine])
+            starter.started[lost].end()
+            await eventually(lambda: slots.held == {fine.reference})
+            starter.started[fine].end()
             await stage.drain(5.0)
-        assert (carried, slots.free) == ([fine], 2)
-        assert [(entry["event"], entry["task_id"]) for entry in logs] == [
-            ("run lost its way", str(lost.task_id))
+        assert (len(book.groups), slots.free) == (2, 2)
+        assert [(entry["event"], entry["tasks"]) for entry in logs] == [
+            ("runs lost their way", [str(lost.task_id)])
         ]
 
     async def test_what_outlasts_the_grace_is_interrupted(self) -> None:
         task = run()
-        slots, reasons = reserved(task), []
-
-        class Carry(Stage["Run", Recorded]):
-            async def __call__(self, task: Run) -> Recorded:
-                try:
-                    await asyncio.Event().wait()
-                except asyncio.CancelledError:
-                    reasons.append(slots.why(task.reference))
-                return Recorded(Status.PENDING)
-
-        stage = each(Carry(), slots)
+        slots, book = reserved(task), Book()
+        stage = Each(Starter(), JUDGE, book, slots)
         await stage([task])
-        await asyncio.sleep(0)
         await stage.drain(0.0)
-        assert (reasons, slots.free) == ([Stop.INTERRUPTED], 1)
+        assert (book.groups, slots.free) == ([[Interrupted(task)]], 1)
 
-    async def test_a_run_cancelled_before_its_first_step_frees_its_slot(self) -> None:
+    async def test_a_database_that_does_not_come_back_keeps_no_process_from_ending(
+        self,
+    ) -> None:
         task = run()
-        slots, steps = reserved(task), Held()
-        await each(steps, slots)([task])
-        slots.stop(task.reference, Stop.CANCELLED)
-        await eventually(lambda: slots.free == 1)
-        assert steps.carried == []
+        slots, book = reserved(task), Book()
+        book.open.clear()
+        stage = Each(Starter(), JUDGE, book, slots, flush_seconds=0.0)
+        await stage([task])
+        await stage.drain(0.0)
+        assert (book.groups, slots.free) == ([[Interrupted(task)]], 1)
 
     @pytest.mark.parametrize("why", list(Stop))
     async def test_a_verdict_under_way_is_not_torn_off_by_a_stop(self, why: Stop) -> None:
@@ -224,8 +273,7 @@ class TestEach:
         task = await claimed(ledger, uuid4())
         slots = reserved(task)
         async with Runners(1, handlers) as runners:
-            verdict = Execute(handlers, runners, slots) | RouteRetry() | DeadLetter()
-            stage = each(verdict | Record(ledger.runs), slots)
+            stage = Each(Execute(handlers, runners, slots), JUDGE, Record(ledger.runs), slots)
             await stage([task])
             await ledger.asked.wait()
             slots.stop(task.reference, why)

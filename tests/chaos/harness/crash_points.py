@@ -17,7 +17,7 @@ from pipeline.broker import Publication
 from pipeline.broker.rabbit import RabbitBroker
 from pipeline.broker.rabbit.confirms import ConfirmChannel
 from pipeline.handlers.runners import Runners
-from pipeline.stages import Consume, Execute, HandOver
+from pipeline.stages import Consume, HandOver, Record
 from storage.database import Database
 from storage.dead_letters import PostgresDeadLetters
 from storage.model import Interrupted
@@ -102,7 +102,7 @@ POINTS = {
     "worker.after_refused_claim": Point(PostgresRuns, "claim", When.AFTER, _found_none),
     "worker.after_ack": Point(HandOver, "__call__", When.AFTER),
     "worker.in_handler": Point(Runners, "run", When.DURING),
-    "worker.after_run": Point(Execute, "__call__", When.AFTER),
+    "worker.after_run": Point(Record, "__call__", When.BEFORE),
     "worker.after_record": Point(PostgresRuns, "record", When.AFTER),
     "worker.after_hand_back": Point(PostgresRuns, "hand_back", When.AFTER),
     "worker.after_quiesce": Point(Consume, "quiesce", When.AFTER),
