@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from litestar.types import Receive
 
     from gateway.deadline import Deadline
-    from pipeline.ports import Signals, Tasks
+    from pipeline.ports import Signals, Subscriber, Tasks
 
 log = structlog.get_logger()
 
 POLL_SECONDS = 1.0
-REST_SECONDS = 0.01
+LINGER_SECONDS = 30.0
+"""How long the wake-ups are kept after the last waiter: to subscribe anew takes a connection and 5 ms."""
+
 MOST_WAITERS = 10_000
 
 
@@ -52,17 +54,23 @@ class Watch:
 class Waiting:
     """The gateway's waiting room.
 
-    While somebody is in it, one loop subscribes to the ledger's wake-ups and asks for the statuses of all
-    watched tasks: when woken, and every POLL_SECONDS, since a wake-up is only a hint.
+    While somebody is in it, and LINGER_SECONDS longer, one loop subscribes to the ledger's wake-ups. It asks
+    for the statuses of all watched tasks when woken, and every POLL_SECONDS, since a wake-up is only a hint.
     """
 
     def __init__(
-        self, tasks: Tasks, signals: Signals, deadline: Deadline, most_waiters: int = MOST_WAITERS
+        self,
+        tasks: Tasks,
+        signals: Signals,
+        deadline: Deadline,
+        most_waiters: int = MOST_WAITERS,
+        linger_seconds: float = LINGER_SECONDS,
     ) -> None:
         self._tasks = tasks
         self._signals = signals
         self._deadline = deadline
         self._most_waiters = most_waiters
+        self._linger_seconds = linger_seconds
         self._watches: set[Watch] = set()
         self._watching: asyncio.Task[None] | None = None
         self._released = False
@@ -100,13 +108,21 @@ class Waiting:
         try:
             while self._watches:  # again, for who came while the subscription was being closed
                 async with self._signals.subscribe(DONE) as wakeup:
-                    while self._watches:
-                        await self._look()
-                        # Wake-ups come every few milliseconds under load: a hundred looks a second will do.
-                        await asyncio.sleep(REST_SECONDS)
-                        await wakeup.wait(POLL_SECONDS)
+                    await self._look_when_woken(wakeup)
         finally:
             self._watching = None
+
+    async def _look_when_woken(self, wakeup: Subscriber) -> None:
+        loop = asyncio.get_running_loop()
+        looked_at = loop.time()
+        while self._watches or (loop.time() - looked_at < self._linger_seconds and not self._released):
+            if self._watches:
+                began_at = loop.time()
+                await self._look()
+                looked_at = loop.time()
+                # Under load wake-ups come without end, and each look takes longer: it has half of the time.
+                await asyncio.sleep(looked_at - began_at)
+            await wakeup.wait(POLL_SECONDS)
 
     async def _look(self) -> None:
         watched: dict[UUID, list[Watch]] = {}

@@ -77,7 +77,7 @@ async def submitted(ledger: Hands, count: int) -> list[UUID]:
 
 
 def room(ledger: Hands, most_waiters: int = 10_000) -> Waiting:
-    return Waiting(ledger.tasks, ledger.signals, Deadline(5.0), most_waiters)
+    return Waiting(ledger.tasks, ledger.signals, Deadline(5.0), most_waiters, linger_seconds=0.0)
 
 
 async def test_a_thousand_waiters_cost_one_look_a_wake_up() -> None:
@@ -149,6 +149,31 @@ async def test_it_listens_only_while_somebody_waits() -> None:
         await asyncio.wait_for(waiter, 5.0)
 
 
+async def test_it_listens_on_for_a_while_when_the_last_one_has_left() -> None:
+    ledger = Hands()
+    waiting = Waiting(ledger.tasks, ledger.signals, Deadline(5.0))
+    first, second = await submitted(ledger, 2)
+    listeners = ledger.signals._subscribers[DONE]
+
+    async def wait(task_id: UUID) -> None:
+        with waiting.watch(task_id) as watch:
+            waiter = asyncio.create_task(watch.wait(30.0, never))
+            await eventually(lambda: len(listeners) == 1)
+            await end(ledger, task_id)
+            await asyncio.wait_for(waiter, 5.0)
+
+    await wait(first)
+    [kept] = listeners
+    ledger.signals.notify(DONE)
+    await asyncio.sleep(0.05)
+    await wait(second)
+    assert listeners == {kept}
+
+    waiting.release()
+    ledger.signals.notify(DONE)
+    await eventually(lambda: not listeners)
+
+
 async def test_who_comes_while_the_last_subscription_closes_is_served() -> None:
     ledger = Hands()
     closing, closed = asyncio.Event(), asyncio.Event()
@@ -162,7 +187,7 @@ async def test_who_comes_while_the_last_subscription_closes_is_served() -> None:
             closing.set()
             await closed.wait()
 
-    waiting = Waiting(ledger.tasks, SlowToClose(ledger.clock), Deadline(5.0))
+    waiting = Waiting(ledger.tasks, SlowToClose(ledger.clock), Deadline(5.0), linger_seconds=0.0)
     [task_id] = await submitted(ledger, 1)
     with waiting.watch(task_id):
         await asyncio.sleep(0)
