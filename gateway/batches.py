@@ -91,7 +91,7 @@ class BatchRoutes:
         accepted = await self._deadline(self._intake.submit_batch(batch))
         if accepted[0].replayed:
             views = await self._show_first(batch, [each.task_id for each in accepted])
-            return respond(BatchView(views), 201, [("idempotency-replayed", "true")])
+            return respond(BatchView(views), 201, [(b"idempotency-replayed", b"true")])
         return respond(BatchView(list(map(TaskView.of_new, batch, accepted))), 201)
 
     async def _show_first(self, batch: Sequence[Submission], first: list[UUID]) -> list[TaskView]:

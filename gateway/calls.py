@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from litestar import Request
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Response
 
@@ -16,6 +17,8 @@ from gateway.queries import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from litestar.types import ASGIApp, Receive, Scope, Send
 
     from gateway.bodies import JsonBody
     from gateway.exchange import HttpResponse
@@ -64,9 +67,29 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     def bind(self, function: Callable[..., Awaitable[HttpResponse]]) -> HTTPRouteHandler:
         """Make the route of the call."""
         route = HTTPRouteHandler(
-            self.path, http_method=self.method, status_code=self.answers[0].status, opt={"call": self}
+            self.path,
+            http_method=self.method,
+            status_code=self.answers[0].status,
+            middleware=[_directly(function)],
+            opt={"call": self},
         )
         return route(function)
+
+
+def _directly(function: Callable[..., Awaitable[HttpResponse]]) -> Callable[[ASGIApp], ASGIApp]:
+    """Call a handler where Litestar would first look for what to convert and to inject: there is nothing.
+
+    A middleware of the route, so that path, caller and errors are Litestar's as ever.
+    """
+
+    def instead_of(app: ASGIApp) -> ASGIApp:  # noqa: ARG001 - Litestar names it; it is what is passed by
+        async def call(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await function(Request(scope, receive, send), **scope["path_params"])
+            await response(scope, receive, send)
+
+        return call
+
+    return instead_of
 
 
 def options(routes: Sequence[HTTPRouteHandler]) -> list[HTTPRouteHandler]:

@@ -14,7 +14,7 @@ import msgspec
 from litestar import get
 from litestar.response.base import ASGIResponse
 
-from gateway.exchange import HttpRequest, HttpResponse  # noqa: TC001 - Litestar resolves the annotations
+from gateway.exchange import HttpRequest  # noqa: TC001 - Litestar resolves the annotations
 from gateway.problems import PAGE
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class DocsRoutes:
         """Bind them to their paths."""
         return [get(sorted(PUBLIC_PATHS))(self.show)]
 
-    async def show(self, request: HttpRequest) -> HttpResponse:
+    async def show(self, request: HttpRequest) -> ASGIResponse:
         """Answer a file; what the viewer's version is part of the path of never changes."""
         path = request.scope["path"]
         if path == DOCUMENT:

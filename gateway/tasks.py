@@ -176,9 +176,9 @@ class TaskRoutes:
                 view = TaskView.of(await self._read_first(accepted))
             else:
                 view = TaskView.of_new(submission, accepted)
-        headers = [("location", f"{PATH}/{accepted.task_id}")]
+        headers = [(b"location", f"{PATH}/{accepted.task_id}".encode())]
         if accepted.replayed:
-            headers.append(("idempotency-replayed", "true"))
+            headers.append((b"idempotency-replayed", b"true"))
         return respond(view, 201, headers)
 
     async def find(self, request: HttpRequest) -> HttpResponse:
