@@ -74,7 +74,8 @@ async def test_a_run_whose_handler_has_ended_can_no_longer_be_stopped() -> None:
     slots.ended(task.reference)
     slots.stop_all(Stop.INTERRUPTED)
     await ManualClock().advance(0)
-    assert (running.done(), slots.why(task.reference), slots.held) == (False, None, {task.reference})
+    assert (running.done(), slots.why(task.reference)) == (False, None)
+    assert slots.held == {task.reference}
     slots.release(task.reference)
     slots.ended(task.reference)
     assert slots.free == 1
