@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from pipeline.clock import MonotonicClock
 from pipeline.flow import Stage
 from storage.backoff import backoff_seconds
 from storage.errors import Refused, StorageError
@@ -16,6 +17,7 @@ from storage.model import Dead, Done, Failure, Reason, Recorded, Retry, Status, 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pipeline.clock import Clock
     from pipeline.ports import Runs
 
 log = structlog.get_logger()
@@ -27,7 +29,7 @@ MOST_BYTES = 4 << 20
 """How much of results is written by one statement."""
 
 MOST_LINES = 20
-"""Of so many successes written together each has its line; one takes 20 µs, as long as all else of a run."""
+"""Of so many successes a second each has its line in the log, which takes longer than all else of a run."""
 
 
 class Record(Stage[list[Verdict], list[Recorded]]):
@@ -37,9 +39,12 @@ class Record(Stage[list[Verdict], list[Recorded]]):
     Whatever else the database says, the verdicts are written again: a missing right or column may be mended.
     """
 
-    def __init__(self, runs: Runs, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, runs: Runs, most_bytes: int = MOST_BYTES, clock: Clock | None = None) -> None:
         self._runs = runs
         self._most_bytes = most_bytes
+        self._clock = clock or MonotonicClock()
+        self._lines = float(MOST_LINES)
+        self._told_at = self._clock.now()
 
     async def __call__(self, verdicts: list[Verdict]) -> list[Recorded]:
         """Record verdicts by as few statements as their size allows; one answer for each."""
@@ -75,28 +80,38 @@ class Record(Stage[list[Verdict], list[Recorded]]):
                 # The runs are over and their verdicts have nowhere else to go: given up, all is done again.
                 log.warning("verdicts repeated", verdicts=len(verdicts), error=str(error))
             else:
-                _tell(list(zip(verdicts, recorded, strict=True)))
+                self._tell(list(zip(verdicts, recorded, strict=True)))
                 return recorded
             await asyncio.sleep(next(delays_seconds))
 
     async def _write_unstorable(self, verdict: Verdict, error: Refused) -> Recorded:
         if isinstance(verdict, Dead) and verdict.failure.reason is Reason.RESULT_UNSTORABLE:
-            raise error
+            # The heartbeat will find that nobody holds the run, and have it dispatched again.
+            log.error("verdict refused whatever it says", task_id=str(verdict.run.task_id), error=str(error))
+            return Recorded(None)
         message = f"the database refuses the {type(verdict).__name__.lower()} verdict: {error}"[:500]
         failure = Failure("ResultUnstorable", message, Reason.RESULT_UNSTORABLE)
         [recorded] = await self._write([Dead(verdict.run, failure)])
         return recorded
 
+    def _tell(self, ends: Sequence[tuple[Verdict, Recorded]]) -> None:
+        """Log what became of each run; of successes that come by the dozen, how many of which kind."""
+        completed = Counter(verdict.run.kind for verdict, end in ends if end.status is Status.COMPLETED)
+        each = self._may_tell(completed.total())
+        if not each:
+            log.info("completed", tasks=completed.total(), kinds=dict(completed))
+        for verdict, end in ends:
+            if each or end.status is not Status.COMPLETED:
+                _tell_one(verdict, end)
 
-def _tell(ends: Sequence[tuple[Verdict, Recorded]]) -> None:
-    """Log what became of each run; of successes that come by the dozen, how many of which kind."""
-    completed = Counter(verdict.run.kind for verdict, end in ends if end.status is Status.COMPLETED)
-    many = completed.total() > MOST_LINES
-    if many:
-        log.info("completed", tasks=completed.total(), kinds=dict(completed))
-    for verdict, end in ends:
-        if not (many and end.status is Status.COMPLETED):
-            _tell_one(verdict, end)
+    def _may_tell(self, lines: int) -> bool:
+        now = self._clock.now()
+        self._lines = min(MOST_LINES, self._lines + MOST_LINES * (now - self._told_at))
+        self._told_at = now
+        if lines > self._lines:
+            return False
+        self._lines -= lines
+        return True
 
 
 def _tell_one(verdict: Verdict, recorded: Recorded) -> None:

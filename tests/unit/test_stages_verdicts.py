@@ -85,7 +85,8 @@ class TestRecord:
 
     async def test_successes_by_the_dozen_are_one_line_and_a_failure_among_them_has_its_own(self) -> None:
         ledger = MemoryLedger(ManualClock())
-        record, worker_id = Record(ledger.runs), uuid4()
+        clock, worker_id = ManualClock(), uuid4()
+        record = Record(ledger.runs, clock=clock)
         verdicts: list[Verdict] = [done(await claimed(ledger, worker_id)) for _ in range(30)]
         bad = dead(await claimed(ledger, worker_id))
         verdicts.append(bad)
@@ -94,6 +95,17 @@ class TestRecord:
         assert [entry["event"] for entry in logs] == ["completed", "failed"]
         assert (logs[0]["tasks"], logs[0]["kinds"]) == (30, {"echo": 30})
         assert logs[1]["task_id"] == str(bad.run.task_id)
+
+        async def told(count: int) -> list[int | None]:
+            """How many tasks each line of so many successes is about; one of its own says none."""
+            with capture_logs() as logs:
+                await record([done(await claimed(ledger, worker_id)) for _ in range(count)])
+            return [entry.get("tasks") for entry in logs]
+
+        assert await told(15) == [None] * 15
+        assert await told(15) == [15]  # more than there may be in a second
+        await clock.advance(1.0)
+        assert await told(20) == [None] * 20
 
     async def test_what_the_database_refuses_as_data_ends_the_task(self) -> None:
         ledger = MemoryLedger(ManualClock())
@@ -133,8 +145,10 @@ class TestRecord:
 
         ledger = Refusing(ManualClock())
         ledger.runs.record = ledger.record  # type: ignore[method-assign]  # the fault
-        with pytest.raises(Refused):
-            await Record(ledger.runs)([done(await claimed(ledger, uuid4()))])
+        with capture_logs() as logs:
+            verdicts: list[Verdict] = [done(await claimed(ledger, uuid4())) for _ in range(2)]
+            assert await Record(ledger.runs)(verdicts) == [Recorded(None), Recorded(None)]
+        assert [entry["event"] for entry in logs] == ["verdict refused whatever it says"] * 2
 
     async def test_no_statement_carries_more_than_it_may_but_for_one_verdict_alone(self) -> None:
         ledger, sizes = MemoryLedger(ManualClock()), list[int]()
