@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from itertools import chain
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import structlog
@@ -199,7 +199,7 @@ class Consume:
         """Give what has waited too long for a slot back through the database, then let its message go."""
         latest = self._clock.now() - HAND_BACK_AFTER_SECONDS
         for queue, waiting in self._waiting.items():
-            late = [held for held in waiting if held.since <= latest]
+            late = list(takewhile(lambda held: held.since <= latest, waiting))
             if not late:
                 continue
             await self._runs.hand_back([held.reference for held in late], HAND_BACK_DELAY_SECONDS)
