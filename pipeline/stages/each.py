@@ -62,7 +62,14 @@ class Each(Stage[list[Run], None]):
     async def __call__(self, runs: list[Run]) -> None:
         """Start every run in the slot that was reserved for it."""
         for run in runs:
-            self._slots.start(run, self._execute.start(run, self._ended))
+            try:
+                running = self._execute.start(run, self._ended)
+            except Exception:
+                # A bug of ours; its neighbours must start. The heartbeat finds that nobody holds this one.
+                log.exception("run not started", task_id=str(run.task_id), kind=run.kind)
+                self._slots.release(run.reference)
+                continue
+            self._slots.start(run, running)
             self._under_way += 1
             self._quiet.clear()
 

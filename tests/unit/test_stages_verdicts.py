@@ -258,6 +258,25 @@ class TestEach:
             ("runs lost their way", [str(lost.task_id)])
         ]
 
+    async def test_a_run_that_cannot_be_started_frees_its_slot_and_spares_its_neighbour(self) -> None:
+        lost, fine = run(kind="nobody.knows"), run()
+
+        class Picky(Starter):
+            def start(self, task: Run, ended: Callable[[Outcome], None]) -> Started:
+                if task is lost:
+                    raise KeyError(task.kind)
+                return super().start(task, ended)
+
+        slots, starter, book = reserved(lost, fine), Picky(), Book()
+        stage = Each(starter, JUDGE, book, slots)
+        with capture_logs() as logs:
+            await stage([lost, fine])
+        assert slots.held == {fine.reference}
+        assert [entry["event"] for entry in logs] == ["run not started"]
+        starter.started[fine].end()
+        await stage.drain(5.0)
+        assert (book.groups, slots.free) == ([[Done(fine)]], 2)
+
     async def test_what_outlasts_the_grace_is_interrupted(self) -> None:
         task = run()
         slots, book = reserved(task), Book()
