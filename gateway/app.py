@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 def create_app(
     ledger: Ledger, handlers: Mapping[str, Handler[..., Any]], settings: GatewaySettings, metrics: Metrics
 ) -> Litestar:
-    """Wire the gateway. `app.state` has its `intake` and its `waiting` room, for whoever stops it."""
+    """Wire the gateway.
+
+    `app.state` has its `intake` and `waiting` room, for whoever stops it, and how long a request may take.
+    """
     deadline = Deadline(settings.request_timeout_seconds)
     ids = Ids()
     admission = Admission(ledger.submissions, settings.max_waiting_tasks, MonotonicClock(), metrics)
@@ -69,6 +72,7 @@ def create_app(
     )
     app.state.intake = intake
     app.state.waiting = waiting
+    app.state.request_timeout_seconds = settings.request_timeout_seconds
     return app
 
 

@@ -86,7 +86,7 @@ class BatchRoutes:
         """
         scope = request.scope
         NOTHING.read(scope)
-        body = await read_json(scope, request.receive, self._deadline.seconds, MOST_BATCH_BYTES)
+        body = await read_json(scope, request.receive, MOST_BATCH_BYTES)
         batch = await self._acceptance.read_batch(scope, body)
         accepted = await self._deadline(self._intake.submit_batch(batch))
         if accepted[0].replayed:

@@ -6,7 +6,6 @@ to broken UTF-8 and loses the payload's bytes. So the gateway reads and decodes 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from itertools import accumulate, islice
@@ -55,18 +54,13 @@ def header(scope: HTTPScope, name: bytes) -> bytes | None:
     return values[0] if values else None
 
 
-async def read_json(
-    scope: HTTPScope, receive: Receive, seconds: float, most_bytes: int = MOST_BYTES
-) -> bytes:
-    """Read the bytes of a JSON body; raises Problem: 400, 408, 413, 415, or 499 for a client that left."""
+async def read_json(scope: HTTPScope, receive: Receive, most_bytes: int = MOST_BYTES) -> bytes:
+    """Read the bytes of a JSON body; raises Problem: 400, 413, 415, or 499 for a client that left.
+
+    How long it may take is watched where it arrives, in `gateway.wire`.
+    """
     _check_headers(scope, most_bytes)
-    try:
-        async with asyncio.timeout(seconds):
-            return await _collect(receive, most_bytes)
-    except TimeoutError:
-        raise Problem(
-            ProblemType.BODY_TIMEOUT, f"the body was not complete after {seconds:g} seconds", headers=CLOSE
-        ) from None
+    return await _collect(receive, most_bytes)
 
 
 def _check_headers(scope: HTTPScope, most_bytes: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from gateway.wire import BoundedHttp
+from gateway.wire import bounded
 from pipeline.http_server import Server, listen, url_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ async def serve(  # noqa: PLR0917 - what, where, until when and how
     intake: Intake = app.state.intake
     waiting: Waiting = app.state.waiting
     listener = listen(host, port)
-    server = Server(app, grace_seconds, http=BoundedHttp, started=lambda: started(url_of(listener)))
+    http = bounded(app.state.request_timeout_seconds)
+    server = Server(app, grace_seconds, http=http, started=lambda: started(url_of(listener)))
     with contextlib.closing(listener):
         async with app.lifespan():
             serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -166,7 +166,7 @@ class TaskRoutes:
         """
         scope = request.scope
         wait_seconds: float = WAIT.read(scope).get("wait", 0.0)
-        body = await read_json(scope, request.receive, self._deadline.seconds)
+        body = await read_json(scope, request.receive)
         submission = self._acceptance.read(scope, body)
         if wait_seconds:
             view, accepted = await self._submit_and_wait(request, submission, wait_seconds)
@@ -231,7 +231,7 @@ class TaskRoutes:
         """
         NOTHING.read(request.scope)
         which = from_path("task_id", task_id)
-        body = await read_json(request.scope, request.receive, self._deadline.seconds)
+        body = await read_json(request.scope, request.receive)
         asked = NEW_REPLAY.decode(body)
         dispatch = asked.dispatch or (await self._read(which)).dispatch
         task = await self._deadline(self._tasks.replay(CALLER, which, dispatch, asked.reason))

@@ -1,7 +1,7 @@
 """HTTP on the wire: uvicorn's httptools protocol, with the bounds and error bodies that it leaves out.
 
-httptools bounds neither the size of a request's head nor the time it takes, and uvicorn answers what it
-cannot parse in plain text.
+httptools bounds neither the size of a request's head nor the time a request takes, and uvicorn answers what
+it cannot parse in plain text. Most requests come in one piece: they cost no timer.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ _TOO_SLOW = Problem(
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection; a head too large or too slow is refused, and the connection closed."""
+    """One connection; a head too large, or a request too slow, is refused, and the connection closed."""
+
+    body_seconds = 10.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_head = True
         self._head_bytes = 0
         self._head_timer: TimerHandle | None = None
+        self._body_timer: TimerHandle | None = None
         self._refusal = _MALFORMED
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
@@ -44,13 +47,18 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
         super().connection_lost(exc)
-        self._stop_timer()
+        self._stop_timers()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; a head may come in many pieces, so its size is also watched while it is incomplete."""
+        """Parse; a request may come in many pieces, and is watched while it is incomplete."""
         self._head_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if not self._in_head:
+            if self._body_timer is None:
+                self._body_timer = self.loop.call_later(self.body_seconds, self._give_up_body)
+        elif self._head_bytes:
             if self._head_bytes > MOST_HEAD_BYTES:
                 self._refuse(_TOO_LARGE)
             elif self._head_timer is None:
@@ -59,7 +67,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Let a request of bounded size begin."""
         self._in_head = False
-        self._stop_timer()
+        self._stop_timers()
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_HEAD_BYTES:
             self._refusal = _TOO_LARGE
             raise ValueError("head too large")  # httptools makes a parser error of it: send_400_response
@@ -70,6 +78,8 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
         self._in_head = True
         self._head_bytes = 0
+        if self._body_timer is not None:
+            self._stop_timers()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words are dropped
         """Answer what is no request with a problem."""
@@ -82,6 +92,14 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             self.transport.close()  # a connection that never asked anything gets no answer
 
+    def _give_up_body(self) -> None:
+        """Answer for the application, which hears that the client is gone, unless it has answered before."""
+        if self.cycle.response_started:
+            self.transport.close()
+        else:
+            slow = f"the body was not complete after {self.body_seconds:g} seconds"
+            self._refuse(Problem(ProblemType.BODY_TIMEOUT, slow))
+
     def _refuse(self, problem: Problem) -> None:
         body = body_of(problem)
         head = b"content-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
@@ -90,7 +108,13 @@ class BoundedHttp(HttpToolsProtocol):
         )
         self.transport.close()
 
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _stop_timers(self) -> None:
+        for timer in (self._head_timer, self._body_timer):
+            if timer is not None:
+                timer.cancel()
+        self._head_timer = self._body_timer = None
+
+
+def bounded(body_seconds: float) -> type[BoundedHttp]:
+    """Make the class of connections on which a body may take so long: uvicorn takes no argument for them."""
+    return type(BoundedHttp.__name__, (BoundedHttp,), {"body_seconds": body_seconds})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from typing import TYPE_CHECKING
@@ -106,25 +105,7 @@ class TestSize:
         assert answer.json()["payload"] == {"a": 1}
 
 
-class TestTime:
-    async def test_a_body_that_does_not_end_is_given_up(self) -> None:
-        async with gateway(request_timeout_seconds=0.05) as api:
-            released = asyncio.Event()
-
-            async def never() -> dict[str, object]:
-                await released.wait()
-                raise AssertionError
-
-            answers: list[dict[str, object]] = []
-
-            async def send(message: dict[str, object]) -> None:
-                answers.append(message)
-
-            scope = _scope()
-            await api.app(scope, never, send)  # type: ignore[arg-type]  # looser types, the same messages
-
-        assert answers[0]["status"] == 408
-
+class TestClientGone:
     async def test_a_client_that_leaves_in_the_middle_is_no_failure(
         self, api: Gateway, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
     ) -> None:

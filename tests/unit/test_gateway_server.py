@@ -179,6 +179,46 @@ class TestConnection:
             assert _connection(gateway)._head_timer is None
             writer.close()
 
+    async def test_a_body_that_does_not_end_is_given_up(self) -> None:
+        async with served(request_timeout_seconds=0.05) as gateway:
+            reader, writer = await gateway.open()
+            writer.write(post(b'{"kind":', b"content-length: 100"))
+            answer = await reader.read()
+            writer.close()
+            await eventually(lambda: not _server_tasks(gateway))
+
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert b"connection: close" in answer
+        assert b"the body was not complete after 0.05 seconds" in answer
+
+    async def test_a_body_in_pieces_has_its_time_and_the_next_request_its_own(self) -> None:
+        body = b'{"kind":"echo"}'
+        async with served(request_timeout_seconds=5.0) as gateway:
+            reader, writer = await gateway.open()
+            for _ in range(2):
+                writer.write(post(body[:4], b"content-length: %d" % len(body)))
+                await eventually(lambda: _connection(gateway)._body_timer)
+                writer.write(body[4:])
+                head = (await reader.readuntil(b"\r\n\r\n")).partition(b"content-length: ")[2]
+                await reader.readexactly(int(head.split()[0]))
+                assert _connection(gateway)._body_timer is None
+            writer.close()
+
+    async def test_an_answer_that_has_begun_is_not_answered_again(self) -> None:
+        async with served(request_timeout_seconds=5.0) as gateway:
+            reader, writer = await gateway.open()
+            writer.write(post(b'{"kind":', b"content-length: 100", b"content-encoding: gzip"))
+            answer = await reader.readuntil(b"}")
+            connection = _connection(gateway)
+            if connection is not None:
+                connection._give_up_body()
+            answer += await reader.read()
+            writer.close()
+
+        assert answer.startswith(b"HTTP/1.1 415 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+
     async def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_failure(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
