@@ -1,0 +1,1 @@
+"""Measures a deployment from outside: HTTP to its gateway, SQL to its database, /proc for its processes."""
