@@ -41,6 +41,7 @@ from pipeline.stages import (
 from storage.database import Address, Database
 from storage.embedded import EmbeddedPostgres
 from storage.ledger import PostgresLedger
+from storage.measurements import PostgresMeasurements
 from storage.migrate import migrate
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MIGRATION_SECONDS = 3600.0
+MEASUREMENT_SECONDS = 60.0
 UPKEEP_ROUND_SECONDS = 10.0
 PRUNE_ROUND_SECONDS = 10.0
 SURVEY_ROUND_SECONDS = 10.0
@@ -154,9 +156,7 @@ async def open_ports(settings: Settings, metrics: Metrics, progress: Progress) -
     async with AsyncExitStack() as stack:
         if settings.embedded:
             server = await stack.enter_async_context(EmbeddedPostgres(settings.data_dir))
-            address = Address(
-                host=server.host, port=server.port, user=server.user, password="", database=server.database
-            )
+            address = _embedded_at(server.host)
             await _bring_up_to_date(address)
         else:
             address = address_of(settings)
@@ -174,6 +174,26 @@ async def open_ports(settings: Settings, metrics: Metrics, progress: Progress) -
         yield Ports(
             MeasuredLedger(ledger, metrics, progress), MeasuredBroker(broker, metrics, progress), metrics
         )
+
+
+@asynccontextmanager
+async def open_measurements(settings: Settings) -> AsyncIterator[PostgresMeasurements]:
+    """Open what a measurement reads of a database that a service writes, the embedded one included.
+
+    Raises EmbeddedError where that does not run.
+    """
+    embedded = settings.embedded
+    address = _embedded_at(EmbeddedPostgres.host_in(settings.data_dir)) if embedded else address_of(settings)
+    database = Database(address, size=1, application_name="baton bench", timeout_seconds=MEASUREMENT_SECONDS)
+    try:
+        yield PostgresMeasurements(database)
+    finally:
+        await database.close()
+
+
+def _embedded_at(host: str) -> Address:
+    server = EmbeddedPostgres
+    return Address(host=host, port=server.port, user=server.user, password="", database=server.database)
 
 
 def address_of(settings: Settings) -> Address:

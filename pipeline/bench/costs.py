@@ -67,7 +67,7 @@ class Bookkeeper:
         measurements: Measurements,
         processes: Mapping[str, int],
         proc: Processes | None = None,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._measurements = measurements
         self._proc = proc or Processes()

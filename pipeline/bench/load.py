@@ -39,21 +39,21 @@ class Exchange(NamedTuple):
     sent_at: float
     ended_at: float
     status: int | None
-    body: bytes
 
 
 class Load(ABC):
     """Connections, as an asynchronous context manager.
 
     Entering opens all of them, or raises Unreachable; leaving gives up what is unanswered. `record` hears of
-    each request once. A lost connection is replaced while there is something to send.
+    each request once, with the body of the answer; `answers` counts them. A lost connection is replaced while
+    there is something to send.
     """
 
     def __init__(
         self,
         target: Target,
         connections: int,
-        record: Callable[[Exchange], None],
+        record: Callable[[Exchange, bytes], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._target = target
@@ -64,6 +64,7 @@ class Load(ABC):
         self._open = set[Connection]()
         self._connecting = set[asyncio.Task[None]]()
         self._busy = 0
+        self.answers = 0
         self._quiet = asyncio.Event()
         self._gone = asyncio.Event()
 
@@ -88,12 +89,13 @@ class Load(ABC):
             self._gone.clear()
             await self._gone.wait()
 
-    async def quiet(self, patience_seconds: float) -> None:
-        """Return when nothing is left to send and all is answered, or the time is up."""
+    async def quiet(self, patience_seconds: float) -> bool:
+        """Return when nothing is left to send and all is answered, or the time is up; whether it is so."""
         self._look()
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_seconds):
                 await self._quiet.wait()
+        return self._quiet.is_set()
 
     @abstractmethod
     def halt(self) -> None:
@@ -119,7 +121,8 @@ class Load(ABC):
     def answered(self, connection: Connection, status: int, body: bytes) -> None:
         """Record, and go on."""
         self._busy -= 1
-        self._record(Exchange(connection.due_at, connection.sent_at, self._clock(), status, body))
+        self.answers += 1
+        self._record(Exchange(connection.due_at, connection.sent_at, self._clock(), status), body)
         if connection.reusable:
             self._ready(connection)
         self._look()
@@ -131,7 +134,7 @@ class Load(ABC):
             self._gone.set()
         if unanswered:
             self._busy -= 1
-            self._record(Exchange(connection.due_at, connection.sent_at, self._clock(), None, b""))
+            self._record(Exchange(connection.due_at, connection.sent_at, self._clock(), None), b"")
         self._connect()
         self._look()
 
@@ -195,7 +198,8 @@ class OpenLoop(Load):
     """Requests at a steady rate.
 
     Timers are as coarse as the event loop's, a millisecond: what is due within it goes out together, never
-    early. How late it was is in the exchanges: `sent_at - due_at`.
+    early. `late_seconds` tells of each request how late it was noticed that it is due, which is this
+    process's fault alone; then it may have waited for a connection.
     """
 
     _request = b""
@@ -208,19 +212,20 @@ class OpenLoop(Load):
         self,
         target: Target,
         connections: int,
-        record: Callable[[Exchange], None],
+        record: Callable[[Exchange, bytes], None],
         clock: Callable[[], float] = time.perf_counter,
         later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         super().__init__(target, connections, record, clock)
         self._later = later or asyncio.get_running_loop().call_later
         self._free: list[Connection] = []
-        self._waiting: deque[float] = deque()
+        self._waiting = deque[float]()
+        self.late_seconds: list[float] = []
 
     @property
-    def unsent(self) -> int:
-        """How many requests are due and wait for a connection."""
-        return len(self._waiting)
+    def unsent(self) -> list[float]:
+        """When those requests were due that wait for a connection."""
+        return list(self._waiting)
 
     def start(self, request: bytes, rate_per_second: float, count: int) -> float:
         """Send a request `count` times at this rate; the moment at which the first is due."""
@@ -243,6 +248,7 @@ class OpenLoop(Load):
                 self._later(math.ceil(wait_seconds * 1000) / 1000, self._tick)
                 break
             self._begun += 1
+            self.late_seconds.append(-wait_seconds)
             # The one used last: those that a lower rate leaves over may be closed by the server.
             if self._free:
                 self._send(self._free.pop(), self._request, due_at)

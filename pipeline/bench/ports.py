@@ -36,7 +36,7 @@ class Measurements(Protocol):
 class Progress(Protocol):
     """Hears how far a measurement is."""
 
-    def __call__(self, stage: str, done: float, total: float) -> None:
+    def __call__(self, stage: str, done: float, total: float, /) -> None:
         """Note that so much of a stage is done."""
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import dead_letters, outbox, tasks
+from pipeline.cli import bench, dead_letters, outbox, tasks
 from pipeline.cli.failure import Failure
 from pipeline.cli.health import health
 from pipeline.cli.migrate import migrate
@@ -42,6 +42,7 @@ for command in (run, migrate, settings, health, submit):
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(outbox.app, name="outbox")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager
 
     import httpx
     import typer
 
+    from pipeline.bench.ports import Measurements
     from pipeline.settings import Settings
 
 
@@ -24,10 +26,11 @@ class Serve(Protocol):
 
 
 class Outside(NamedTuple):
-    """None stands for the real thing: the network, and `pipeline.service.serve`."""
+    """None stands for the real thing: the network, `pipeline.service.serve`, `pipeline.roles`."""
 
     transport: httpx.BaseTransport | None = None
     serve: Serve | None = None
+    open_measurements: Callable[[Settings], AbstractAsyncContextManager[Measurements]] | None = None
 
     @classmethod
     def of(cls, context: typer.Context) -> Outside:

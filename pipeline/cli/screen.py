@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.console import RenderableType
+    from rich.progress import TaskID
 
 Item = dict[str, Any]
 _WIDEST = 10_000
@@ -41,6 +43,23 @@ class Screen:
     def remark(self, text: str) -> None:
         """Write lines that do not."""
         self._err.print(_text(text), soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, float, float], None]]:
+        """Show bars beside the remarks, on a terminal: give stage, done and total to what is lent."""
+        from rich.progress import Progress  # noqa: PLC0415 - other commands must not wait for it
+
+        # Seldom: who draws takes time from what is measured.
+        bars = Progress(console=self._err, refresh_per_second=2, disable=not self._err.is_terminal)
+        stages: dict[str, TaskID] = {}
+
+        def show(stage: str, done: float, total: float) -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(stage)
+            bars.update(stages[stage], completed=done, total=total)
+
+        with bars:
+            yield show
 
     def json(self, value: Any) -> None:
         """Write a value as JSON, for people."""

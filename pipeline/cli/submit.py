@@ -58,7 +58,7 @@ def submit(
         "max_retries": max_retries,
         "tags": tag,
     }
-    body = {"kind": kind, "payload": _read(payload)} | {
+    body = {"kind": kind, "payload": read_payload(payload)} | {
         field: value for field, value in given.items() if value not in (None, [])
     }
     with connect(context, url, token, as_json=as_json) as session:
@@ -72,8 +72,8 @@ def submit(
     raise typer.Exit(OUTCOMES.get(outcome.json()["status"], ExitCode.RUNNING))
 
 
-def _read(payload: str) -> Any:
-    """Take the payload as the bytes it is: no number or text of it changes on the way."""
+def read_payload(payload: str) -> Any:
+    """Take a payload, JSON or @FILE or -, as the bytes it is: no number or text of it changes on the way."""
     import msgspec  # noqa: PLC0415 - `baton --help` must not wait for it
 
     try:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 import structlog
 
 from storage.embedded.errors import DataFolderLocked, EmbeddedError, ServerFailed
-from storage.embedded.folders import hold, socket_folder, sync_folder
+from storage.embedded.folders import hold, linked_folder, socket_folder, sync_folder
 from storage.embedded.programs import as_user, postgres_below, send, wheel_binaries
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ SETTINGS: Mapping[str, str] = {
     "log_startup_progress_interval": "5s",
 }
 
+SOCKET = "socket"
 POLL_SECONDS = 0.02
 PROGRESS_SECONDS = 5.0
 LARGEST_LOG_BYTES = 8 << 20
@@ -107,7 +108,7 @@ class EmbeddedPostgres:
                 self._rotate_log()
                 await self._end_leftover()
                 await self._initialise()
-                self.host = stack.enter_context(socket_folder(self._data / "socket"))
+                self.host = stack.enter_context(socket_folder(self._data / SOCKET))
                 stack.push_async_callback(self.stop)
                 await self.start()
                 self._stack = stack.pop_all()
@@ -119,6 +120,17 @@ class EmbeddedPostgres:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.__aexit__(kind, error, trace)
+
+    @staticmethod
+    def host_in(data_directory: Path) -> str:
+        """Find where the server that another process runs on a data folder is reached.
+
+        Raises EmbeddedError where none does.
+        """
+        host = linked_folder(data_directory.resolve() / SOCKET)
+        if host is None:
+            raise EmbeddedError(f"no embedded PostgreSQL runs on {data_directory.resolve()}")
+        return host
 
     async def start(self) -> None:
         """Start the server again after `stop`, on the same socket; raises ServerFailed."""

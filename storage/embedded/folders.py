@@ -56,6 +56,14 @@ def socket_folder(link: Path) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def linked_folder(link: Path) -> str | None:
+    """Find the folder of the socket from another process; None while no server runs."""
+    with suppress(OSError):
+        folder = link.resolve(strict=True)
+        return str(folder) if folder.is_dir() else None
+    return None
+
+
 def sync_folder(folder: Path) -> None:
     """Let what was renamed in a folder outlive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
