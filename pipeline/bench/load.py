@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.bench.http import Target
 
 RECONNECT_SECONDS = 0.1
+SMALLEST_WAIT_SECONDS = 1e-6  # what floats leave of nothing
 
 
 class Unreachable(Exception):
@@ -159,6 +160,7 @@ class Load(ABC):
             if connection.reusable:
                 self._open.add(connection)
                 self._ready(connection)
+                self._look()
                 return
 
 
@@ -244,8 +246,8 @@ class OpenLoop(Load):
         while self._begun < self._count:
             due_at = self._began_at + self._begun / self._rate_per_second
             wait_seconds = due_at - self._clock()
-            if wait_seconds > 0:
-                self._later(math.ceil(wait_seconds * 1000) / 1000, self._tick)
+            if wait_seconds > SMALLEST_WAIT_SECONDS:
+                self._later(math.ceil(round(wait_seconds * 1000, 3)) / 1000, self._tick)
                 break
             self._begun += 1
             self.late_seconds.append(-wait_seconds)

@@ -110,7 +110,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="scenario"):
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Say what was found."""
-        yield "answers", _counts(self.answers) or "none"
+        yield (
+            "answers",
+            ", ".join(f"{status}: {number:,}" for status, number in self.answers.items()) or "none",
+        )
 
 
 class Drain(Report, frozen=True, kw_only=True, tag="drain"):

@@ -171,7 +171,7 @@ def accept(
             *(pid, plot, 1.0, as_json),
         ),
         scenario,
-        probe_seconds=0,
+        runs=False,
     )
 
 
@@ -246,10 +246,11 @@ def mixed(
     )
 
 
-def _measure(
-    given: Given, scenario: "Callable[[Bench], Awaitable[Report]]", probe_seconds: float = PROBE_SECONDS
-) -> None:
-    """Check what was given by a first task, then run the scenario and show what it found."""
+def _measure(given: Given, scenario: "Callable[[Bench], Awaitable[Report]]", *, runs: bool = True) -> None:
+    """Check what was given, then run the scenario and show what it found.
+
+    A first task tells much of it; where it `runs` it must complete.
+    """
     import uvloop  # noqa: PLC0415 - `baton --help` must not wait for it
 
     from pipeline.bench.bench import new_tag  # noqa: PLC0415 - as above
@@ -265,7 +266,7 @@ def _measure(
     settings = load_settings(embedded=given.embedded).settings
     tag = new_tag()
     with connect(given.context, given.url, given.token, as_json=given.as_json) as session:
-        probe = _probe(session, work, tag, probe_seconds)
+        probe = _probe(session, work, tag, PROBE_SECONDS if runs else 0)
     screen = Screen()
     report = uvloop.run(_run(given, work, tag, probe, processes, settings, scenario, screen))
     _show(screen, report, given, settings)
@@ -285,7 +286,6 @@ async def _run(  # noqa: PLR0917 - all that was given, and what was made of it
     from pipeline.bench.http import Target  # noqa: PLC0415 - as above
     from pipeline.bench.load import Unreachable  # noqa: PLC0415 - as above
     from pipeline.roles import open_measurements  # noqa: PLC0415 - as above
-    from storage.embedded import EmbeddedError  # noqa: PLC0415 - as above
     from storage.errors import StorageError  # noqa: PLC0415 - as above
 
     open_them = Outside.of(given.context).open_measurements or open_measurements
@@ -313,7 +313,7 @@ async def _run(  # noqa: PLR0917 - all that was given, and what was made of it
         raise Failure(str(error), ExitCode.UNANSWERED) from error
     except CannotMeasure as error:
         raise Failure(str(error), ExitCode.FAILED) from error
-    except (StorageError, EmbeddedError) as error:
+    except StorageError as error:
         raise Failure(f"{where}: {error}", ExitCode.FAILED) from error
 
 

@@ -33,6 +33,7 @@ DRIVERS = {
     "typer": "pipeline/cli/",
     "rich": "pipeline/cli/",
     "litestar": "gateway/",
+    "leather": "pipeline/bench/plot.py",
 }
 
 # What stands behind the ports. Everybody else knows PostgreSQL and RabbitMQ by the ports alone.
