@@ -103,6 +103,11 @@ class Service:
         self._client: httpx.AsyncClient | None = None
 
     @property
+    def environment(self) -> dict[str, str]:
+        """What a command finds that is run beside the service."""
+        return dict(self._environment)
+
+    @property
     def client(self) -> httpx.AsyncClient:
         """Talks to the gateway that was started last."""
         assert self._client is not None, "no gateway was started"
