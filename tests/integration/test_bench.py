@@ -38,7 +38,9 @@ class Ended(NamedTuple):
 
 async def bench(environment: Mapping[str, str], folder: Path, *arguments: str) -> Ended:
     process = await asyncio.create_subprocess_exec(
-        *(BATON, "bench", *arguments),
+        BATON,
+        "bench",
+        *arguments,
         cwd=folder,
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,

@@ -65,7 +65,7 @@ class TestProcesses:
         assert proc.processes.cpu_seconds(10) - before == pytest.approx(0.1)
 
     def test_a_name_may_hold_anything(self, proc: Proc) -> None:
-        proc.process(10, 1, 100, name="a) S 1 (b")
+        proc.process(10, 1, 100, name="a) S 1 2 3 4 5 6 7 (b")
         assert proc.processes.cpu_seconds(10) == 1.0
 
     def test_who_is_not_there_was_not_started(self, proc: Proc) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -64,11 +65,16 @@ class TestWork:
 
 class TestClocks:
     async def test_they_are_compared_by_the_shortest_round_trip(self) -> None:
-        deployment = Deployment()
-        offset = await module.compare_clocks(deployment)
-        again = await module.compare_clocks(deployment)
-        assert 0 < offset.uncertainty_seconds < 0.1
-        assert abs(offset.seconds - again.seconds) < offset.uncertainty_seconds + again.uncertainty_seconds
+        class Slow(Deployment):
+            delays = iter([0.02, 0.01, 0.0] * 10)
+
+            async def clock_seconds(self) -> float:
+                await asyncio.sleep(next(self.delays))
+                return time.perf_counter() + 1_000
+
+        offset = await module.compare_clocks(Slow())
+        assert abs(offset.seconds - 1_000) <= offset.uncertainty_seconds + 1e-9
+        assert offset.uncertainty_seconds < 0.005
 
     def test_the_more_certain_one_counts_and_a_drift_is_uncertainty(self) -> None:
         assert Offset(5.0, 0.5).agreed(Offset(5.1, 0.25)) == Offset(5.1, 0.25)
@@ -167,7 +173,7 @@ class TestAccept:
         other = {3: Reply(429), 5: Reply(503), 7: Reply(None)}
         deployment.replies = lambda _: other.get(next(numbers) % 10)
         async with bench_of(deployment) as bench:
-            found = await scenarios.accept(bench, 0.3, connections=2, warm_up_seconds=0.1)
+            found = await scenarios.accept(bench, 0.3, connections=2, warm_up_seconds=0.01)
         assert found.answers.keys() == {"201", "429", "503", "unanswered"}
         assert found.answers["201"] == found.written == len(deployment.tasks)
         assert 0 < found.accepted <= found.written
@@ -252,6 +258,22 @@ class TestMixed:
         )
         assert found.latency.count == found.accept_latency.count == found.behind.count == 100
         assert found.faults() == []
+
+    async def test_what_waits_for_a_connection_counts_from_when_it_was_due(self) -> None:
+        deployment, held = Deployment(), asyncio.Event()
+        accepted = deployment.answer
+
+        def hold_first(request: Request) -> Reply:
+            return accepted(request)._replace(held=held)
+
+        deployment.answer = hold_first  # type: ignore[method-assign]  # its first answer comes late
+        async with bench_of(deployment) as bench:
+            asyncio.get_running_loop().call_later(0.25, held.set)
+            found = await scenarios.mixed(bench, 100, 0.2, connections=1, warm_up_seconds=0)
+        assert (found.accepted, found.latency.count) == (20, 20)
+        # All but the first were sent when it was answered, and done at once.
+        assert found.latency.p50_ms is not None
+        assert found.latency.p50_ms > 100
 
     async def test_what_does_not_end_counts_with_its_age_and_as_backlog(self) -> None:
         deployment = Deployment(lambda number: Status.PENDING if number % 2 else Status.COMPLETED)
