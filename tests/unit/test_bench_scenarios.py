@@ -16,7 +16,7 @@ from tests.support.answering import Reply, Request, answering
 from tests.support.deployment import AHEAD_SECONDS, TOOK_SECONDS, Deployment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 WORK = Work.of_size(100)
 
@@ -39,6 +39,16 @@ async def bench_of(deployment: Deployment, **options: Any) -> AsyncIterator[Benc
 
 def paths(deployment: Deployment) -> set[str]:
     return {request.url for request in deployment.asked}
+
+
+def stop_after(number: int, deployment: Deployment, stop: asyncio.Event) -> Callable[[Request], None]:
+    """Let a measurement be stopped when so many requests have come."""
+
+    def count(_request: Request) -> None:
+        if len(deployment.asked) == number:
+            stop.set()
+
+    return count
 
 
 class TestWork:
@@ -195,12 +205,13 @@ class TestAccept:
 
     async def test_stopped_it_tells_of_the_time_it_had(self) -> None:
         stop = asyncio.Event()
-        async with bench_of(Deployment(), stop=stop) as bench:
-            asyncio.get_running_loop().call_later(0.1, stop.set)
+        deployment = Deployment()
+        deployment.replies = stop_after(50, deployment, stop)
+        async with bench_of(deployment, stop=stop) as bench:
             found = await scenarios.accept(bench, 3_600, connections=2, warm_up_seconds=0)
         assert found.interrupted
-        assert 0.05 < found.seconds < 60
-        assert found.accepted
+        assert 0 < found.seconds < 60
+        assert found.accepted >= 49
 
 
 class TestLatency:
@@ -296,9 +307,10 @@ class TestMixed:
 
     async def test_stopped_it_tells_of_what_was_due(self) -> None:
         stop = asyncio.Event()
-        async with bench_of(Deployment(), stop=stop) as bench:
-            asyncio.get_running_loop().call_later(0.2, stop.set)
+        deployment = Deployment()
+        deployment.replies = stop_after(10, deployment, stop)
+        async with bench_of(deployment, stop=stop) as bench:
             found = await scenarios.mixed(bench, 100, 3_600, connections=8, warm_up_seconds=0)
         assert found.interrupted
-        assert 0 < found.accepted < 1_000
-        assert found.seconds < 60
+        assert 9 <= found.accepted < 6_000
+        assert 0 < found.seconds < 60
