@@ -30,7 +30,6 @@ _COUNTERS = """
 SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
        pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
        (SELECT wal_fpi FROM pg_stat_wal)::bigint,
-       sum(xact_commit) FILTER (WHERE datname = current_database())::bigint,
        coalesce(sum(xact_commit) FILTER (WHERE datname <> current_database()), 0)::bigint
 FROM pg_stat_database
 """
@@ -64,12 +63,11 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """How far a server has counted; differences matter. `commits` are those of our database."""
+    """How far a server has counted; differences matter. `commits` are of transactions that wrote."""
 
     wal_bytes: int
-    transactions: int
-    full_page_images: int
     commits: int
+    full_page_images: int
     commits_elsewhere: int
 
 

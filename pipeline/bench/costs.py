@@ -1,4 +1,4 @@
-"""What tasks cost: write-ahead log and transactions of PostgreSQL, processor time of processes.
+"""What tasks cost: write-ahead log and commits of PostgreSQL, processor time of processes.
 
 The counters of PostgreSQL are those of the whole server: what else it did meanwhile is told beside them.
 """
@@ -30,18 +30,16 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """What `tasks` tasks have cost, together and each; None where nothing can be said.
 
     `full_page_image_bytes_per_task` is what page images, which follow a checkpoint, take of the log at most:
-    PostgreSQL counts images and not their bytes. `transactions` are those that wrote, of the whole server,
-    `commits` those of the database, reads included. Processor time is in microseconds, with children.
+    PostgreSQL counts images and not their bytes. `commits` are those that wrote, of the whole server.
+    Processor time is in microseconds, with children.
     """
 
     tasks: int
     wal_bytes: int
     full_page_images: int
-    transactions: int
     commits: int
     wal_bytes_per_task: float | None
     full_page_image_bytes_per_task: float | None
-    transactions_per_task: float | None
     commits_per_task: float | None
     cpu_us_per_task: dict[str, float | None]
     foreign_tasks: int
@@ -82,26 +80,21 @@ class Bookkeeper:
         at_once = await self._measurements.counters()
         await self._sleep(STATISTICS_SECONDS)
         late = await self._measurements.counters()
-        counters = msgspec.structs.replace(
-            late, wal_bytes=at_once.wal_bytes, transactions=at_once.transactions
-        )
+        counters = msgspec.structs.replace(late, wal_bytes=at_once.wal_bytes, commits=at_once.commits)
         return Mark(at_seconds, counters, cpu_seconds)
 
     async def costs(self, before: Mark, after: Mark, tasks: int, tag: str) -> Costs:
         """Take the difference, for this many tasks; those without the tag are others'."""
         images = after.counters.full_page_images - before.counters.full_page_images
         wal_bytes = after.counters.wal_bytes - before.counters.wal_bytes
-        transactions = after.counters.transactions - before.counters.transactions
         commits = after.counters.commits - before.counters.commits
         return Costs(
             tasks=tasks,
             wal_bytes=wal_bytes,
             full_page_images=images,
-            transactions=transactions,
             commits=commits,
             wal_bytes_per_task=_each(wal_bytes, tasks),
             full_page_image_bytes_per_task=_each(min(images * PAGE_BYTES, wal_bytes), tasks),
-            transactions_per_task=_each(transactions, tasks),
             commits_per_task=_each(commits, tasks),
             cpu_us_per_task={
                 name: None if seconds is None or earlier is None else _each((seconds - earlier) * 1e6, tasks)

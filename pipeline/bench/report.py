@@ -254,10 +254,7 @@ def cost_lines(costs: Costs) -> Iterator[tuple[str, str]]:
     images = costs.full_page_image_bytes_per_task or 0.0
     yield "WAL", f"{costs.wal_bytes_per_task:,.0f} bytes/task"
     yield "of it, page images", f"up to {images:,.0f} bytes/task, {costs.full_page_images:,} in all"
-    yield (
-        "commits",
-        f"{costs.commits_per_task:.4f}/task; transactions that wrote {costs.transactions_per_task:.4f}/task",
-    )
+    yield "commits that wrote", f"{costs.commits_per_task:.4f}/task"
     for name, microseconds in costs.cpu_us_per_task.items():
         used = "unknown: it ended, or is another one now" if microseconds is None else f"{microseconds:,.1f}"
         yield f"CPU of {name}", used if microseconds is None else f"{used} µs/task"
@@ -275,7 +272,7 @@ def remarks(report: Report) -> Iterator[str]:
     )
     if isinstance(report, Mixed) and (report.behind.p99_ms or 0.0) > LATE_MS:
         yield f"The generator was late itself, by {report.behind.p99_ms:.1f} ms at p99: it lacks CPU."
-    yield f"WAL and transactions are the whole server's; {meanwhile}."
+    yield f"WAL and commits are the whole server's; {meanwhile}."
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -76,9 +76,8 @@ class Deployment:
         tasks, looks = len(self.tasks), next(self.counted)
         return Counters(
             wal_bytes=2_000 * tasks,
-            transactions=tasks,
+            commits=tasks,
             full_page_images=0,
-            commits=2 * tasks,
             commits_elsewhere=looks,
         )
 

@@ -32,12 +32,10 @@ def costs(**changes: Any) -> Costs:
         tasks=2,
         wal_bytes=5_000,
         full_page_images=1,
-        transactions=1,
-        commits=3,
+        commits=1,
         wal_bytes_per_task=2_500.0,
         full_page_image_bytes_per_task=2_500.0,
-        transactions_per_task=0.5,
-        commits_per_task=1.5,
+        commits_per_task=0.5,
         cpu_us_per_task={GENERATOR: 12.5, "worker": None},
         foreign_tasks=0,
         foreign_commits=0,
@@ -200,7 +198,7 @@ class TestReports:
     def test_what_else_was_going_on_is_told(self) -> None:
         busy = costs(foreign_tasks=3, foreign_commits=4)
         alone, not_alone = (list(remarks(accept(costs=each))) for each in (costs(), busy))
-        told = "WAL and transactions are the whole server's; meanwhile no task of others came, and no other"
+        told = "WAL and commits are the whole server's; meanwhile no task of others came, and no other"
         assert alone == [f"{told} database committed."]
         assert "3 tasks of others came, and other databases committed 4 times" in not_alone[0]
         assert "3 tasks" in next(remarks(msgspec.structs.replace(drain({}), submission_costs=busy)))

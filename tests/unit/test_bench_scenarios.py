@@ -107,7 +107,7 @@ class TestDrain:
         assert [(each.second, each.tasks) for each in found.timeline] == [(0, 999), (1, 1_000), (2, 501)]
         assert (found.written, found.unknown, found.answers) == (3_700, 0, {"201": 5})
         assert found.submission_costs.wal_bytes_per_task == 2_000
-        assert found.submission_costs.commits_per_task == 2
+        assert found.submission_costs.commits_per_task == 1
         assert found.costs.wal_bytes_per_task == 0
         assert found.faults() == []
         assert not found.interrupted
