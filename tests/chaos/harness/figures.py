@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from statistics import median
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tests.chaos.harness.reports import REPORTS, ROOT
+from tests.support.markdown import between, paragraph, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,9 +23,7 @@ Report = dict[str, Any]
 
 def written(document: str, reports: Path) -> str:
     """Put the figures between their marks."""
-    before, _, rest = document.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{figures(reports)}\n{END}{after}"
+    return between(document, BEGIN, END, figures(reports))
 
 
 def figures(reports: Path) -> str:
@@ -40,7 +38,7 @@ def _runs(runs: Sequence[Report]) -> Iterable[str]:
     if not runs:
         return
     yield from _sum(runs)
-    yield from _table(
+    yield table(
         ("seed", "tasks", "per second", "faults", "overlapping", "losses", "doubled messages", "broken"),
         (
             (
@@ -56,10 +54,10 @@ def _runs(runs: Sequence[Report]) -> Iterable[str]:
             for run in runs
         ),
     )
-    yield _text(
+    yield paragraph(
         "Seconds from the end of a fault until a task submitted after it was done, other faults going on:"
     )
-    yield from _table(("fault", "times", "median", "worst"), _recoveries(runs))
+    yield table(("fault", "times", "median", "worst"), _recoveries(runs))
 
 
 def _sum(runs: Sequence[Report]) -> Iterable[str]:
@@ -68,7 +66,7 @@ def _sum(runs: Sequence[Report]) -> Iterable[str]:
     commits = sorted({run["commit"] for run in runs})
     versions = runs[-1]["versions"]
     minutes = runs[0]["seconds"] / 60
-    yield _text(
+    yield paragraph(
         f"Chaos (`make chaos`): {len(runs)} runs of {minutes:g} minutes, each from a seed: {tasks:,} tasks,"
         f" and {bit} faults that are known to have bitten. Commit {', '.join(commits)};"
         f" PostgreSQL {versions['postgresql']}, RabbitMQ {versions['rabbitmq']}, Python {versions['python']},"
@@ -86,12 +84,12 @@ def _recoveries(runs: Sequence[Report]) -> Iterable[tuple[object, ...]]:
 
 
 def _recovery(report: Report) -> Iterable[str]:
-    yield _text(
+    yield paragraph(
         f"Recovery (`make recovery`, commit {report['commit']}): settings as shipped,"
         f" {report['tasks_per_second']:g} tasks a second. Seconds from the death, or from the return of the"
         " server:"
     )
-    yield from _table(
+    yield table(
         ("what", "times", "median", "worst", "target"),
         (
             (
@@ -107,7 +105,7 @@ def _recovery(report: Report) -> Iterable[str]:
 
 
 def _false_deaths(report: Report) -> Iterable[str]:
-    yield _text(
+    yield paragraph(
         f"False deaths (`python -m tests.chaos.harness.recovery --load-minutes {report['minutes']:g}`, commit"
         f" {report['commit']}): in {report['minutes']:g} minutes on cores that were busy all the time,"
         f" {report['workers']} workers did {report['tasks']:,} tasks, some of which hold up the event loop."
@@ -118,7 +116,7 @@ def _false_deaths(report: Report) -> Iterable[str]:
 
 def _drain(report: Report) -> Iterable[str]:
     second = report["second_signal"]
-    yield _text(
+    yield paragraph(
         f"Drain (`make drain`, commit {report['commit']}): a process was told to end {report['rounds']} times"
         f" under load. Of {report['tasks']:,} tasks {report['completed']:,} were COMPLETED,"
         f" {report['interrupted']} of them interrupted and run again; {report['attempts_burnt']} attempts and"
@@ -136,14 +134,14 @@ def _codes(report: Report) -> str:
 def _soak(report: Report) -> Iterable[str]:
     windows = report["windows"]
     start, end = (windows[each]["tasks_per_second"] for each in ("start", "end"))
-    yield _text(
+    yield paragraph(
         f"Soak (`make soak`, commit {report['commit']}): {report['seconds'] / 60:g} minutes at"
         f" {report['rate_tasks_per_second']:,} tasks a second, 70 % of the"
         f" {report['capacity_tasks_per_second']:,} that the machine could do; {report['accepted']:,} tasks."
         f" The end was at {end / start:.0%} of the start. What was left was done in"
         f" {report['drained_after_seconds']:.1f} s. The tables at their most:"
     )
-    yield from _table(
+    yield table(
         ("while", "tasks per second", "latency ms, median", "worst", "dead rows", "MiB"),
         (
             (
@@ -167,7 +165,7 @@ def _overload(report: Report) -> Iterable[str]:
     accepted, refused = (sum(posting[answer].values()) for answer in ("accepted", "refused"))
     messages = sum(report["messages_at_the_broker"].values())
     first = sorted(low["waiting_when_first_refused"].items(), key=lambda each: int(each[1]))
-    yield _text(
+    yield paragraph(
         f"Overload (`make overload`, commit {report['commit']}): {report['tasks']:,} tasks were posted while"
         f" no worker lived, {posting['tasks_per_second']:,} a second; {accepted:,} were accepted,"
         f" {refused:,} refused. They waited in {messages:,} messages. The two workers that returned did"
@@ -177,12 +175,12 @@ def _overload(report: Report) -> Iterable[str]:
         " nine tenths were posted:"
     )
     yield from _memory(memory["posting"])
-    yield _text("While the workers were back:")
+    yield paragraph("While the workers were back:")
     yield from _memory(memory["working"])
 
 
 def _memory(growth: Report) -> Iterable[str]:
-    yield from _table(
+    yield table(
         ("memory in MiB (PSS, shared memory apart)", "first quarter", "last quarter", "most"),
         (
             (name, *(grown[column] for column in ("first_quarter_mib", "last_quarter_mib", "most_mib")))
@@ -199,18 +197,6 @@ MEASURED: Mapping[str, Callable[[Report], Iterable[str]]] = {
     "soak": _soak,
 }
 """How the report of each measurement is told, in the order of the document."""
-
-
-def _text(words: str) -> str:
-    return fill(words, width=112) + "\n"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterable[str]:
-    yield f"| {' | '.join(heads)} |"
-    yield f"|{'---|' * len(heads)}"
-    for row in rows:
-        yield f"| {' | '.join(map(str, row))} |"
-    yield ""
 
 
 def main() -> int:
