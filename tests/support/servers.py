@@ -15,6 +15,7 @@ import shutil
 import signal
 from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
@@ -112,8 +113,10 @@ class OwnPostgres(PostgresServer):
 
 
 @asynccontextmanager
-async def private_postgres(folder: Path) -> AsyncIterator[OwnPostgres]:
-    async with EmbeddedPostgres(folder, settings={"max_connections": "200"}) as embedded:
+async def private_postgres(
+    folder: Path, settings: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[OwnPostgres]:
+    async with EmbeddedPostgres(folder, settings={"max_connections": "200", **settings}) as embedded:
         server = OwnPostgres(embedded)
         try:
             yield server

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.chaos.harness.reports import commit
@@ -14,7 +15,7 @@ from tests.support.rabbitmq_node import SCRIPTS, RabbitmqNode
 from tests.support.servers import private_postgres
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
     from tests.support.servers import OwnPostgres
@@ -41,13 +42,18 @@ class Servers(NamedTuple):
 
 
 @asynccontextmanager
-async def private_servers(folder: Path) -> AsyncIterator[Servers]:
-    """Start both, and end them afterwards with all they hold; `folder` is made where it is missing."""
+async def private_servers(
+    folder: Path, settings: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[Servers]:
+    """Start both, and end them afterwards with all they hold; `folder` is made where it is missing.
+
+    `settings` are those of PostgreSQL, over the ones of the embedded default.
+    """
     require("rabbitmq-server", SCRIPTS)
     node = RabbitmqNode(_made(folder / "rabbitmq"))
     try:
         node.launch()
-        async with private_postgres(folder / "postgres") as postgres:
+        async with private_postgres(folder / "postgres", settings) as postgres:
             await node.ready()
             yield Servers(postgres, node)
     finally:
