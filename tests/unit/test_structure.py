@@ -100,6 +100,11 @@ def test_only_the_wiring_knows_what_stands_behind_the_ports(path: Path) -> None:
     assert home or name_of(path) in WIRING or behind == set()
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_that_is_shipped_knows_tests_or_benchmarks(path: Path) -> None:
+    assert [module for module in imports(path) if of({"tests", "benchmarks"}, module)] == []
+
+
 def test_no_file_is_named_after_nothing() -> None:
     meaningless = {"utils", "util", "common", "helpers", "base", "misc", "core", "shared"}
     assert [name_of(path) for path in SOURCES if meaningless & {path.stem, *path.parts}] == []
