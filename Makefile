@@ -1,9 +1,9 @@
 # The doors of the project. A bare Debian with python3, pip and make is enough: everything else is brought
 # into this folder, and once it is there no network is needed.
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos mutants overload soak recovery drain check format figures
+.PHONY: help run test chaos mutants overload soak recovery drain check format figures bench bench-long bench-peers
 
-SOURCES := baton_tasks.py gateway pipeline storage tests
+SOURCES := baton_tasks.py gateway pipeline storage tests benchmarks
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)
 BIN := .venv/bin
@@ -11,12 +11,13 @@ BIN := .venv/bin
 TEST_PROCESSES := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 MINUTES := 3
+ROUNDS := 5
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_PYTHON_PREFERENCE := only-system
 
 help: ## say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 run: .venv/synced ## start everything at http://127.0.0.1:8000, data in .baton/
 	@exec $(BIN)/baton run --embedded
@@ -55,6 +56,16 @@ drain: .venv/synced ## end processes by SIGTERM under load, 50 times, in 15 minu
 figures: .venv/synced ## write the figures of tests/chaos/reports into documents/guarantees.md
 	@exec $(BIN)/python -m tests.chaos.harness.figures
 
+bench: .venv/synced ## measure the service, the limits of this machine and the peers: make bench ROUNDS=5
+	@$(BIN)/python -m benchmarks --rounds $(ROUNDS)
+	@exec $(BIN)/python -m benchmarks.document
+
+bench-long: .venv/synced ## measure what takes minutes: backlogs, memory, reads among 10,000,000 tasks, a steady load
+	@$(BIN)/python -m benchmarks --long --rounds $(ROUNDS)
+	@exec $(BIN)/python -m benchmarks.document
+
+bench-peers: .peers/synced ## install the other task queues for make bench, into .peers
+
 format: .venv/synced ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -63,6 +74,12 @@ format: .venv/synced ## rewrite the sources as `make check` wants them
 .venv/synced: $(UV) uv.lock pyproject.toml
 	@echo "installing what uv.lock names into .venv"
 	@.tools/bin/uv sync --locked --quiet
+	@touch $@
+
+.peers/synced: $(UV) benchmarks/peers/requirements.txt
+	@echo "installing the peers into .peers"
+	@.tools/bin/uv venv --quiet --allow-existing .peers
+	@.tools/bin/uv pip sync --quiet --python .peers/bin/python benchmarks/peers/requirements.txt
 	@touch $@
 
 $(UV):
