@@ -207,8 +207,7 @@ def _groups(items: Sequence[Each], size: int) -> list[Sequence[Each]]:
 def _run(reference: Reference) -> Run:
     """Make what a verdict needs to know of a run."""
     return Run(
-        task_id=reference.task_id,
-        dispatch=reference.dispatch,
+        reference=reference,
         kind="echo",
         payload=b"",
         priority=Priority.MEDIUM,
