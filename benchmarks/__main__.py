@@ -63,6 +63,7 @@ Measure = Callable[["Site", Plan], Awaitable[msgspec.Struct]]
 
 SHORT: Mapping[str, Measure] = {
     "drain": lambda site, plan: drain.measure(site, plan.tasks),
+    "shipped": lambda site, plan: drain.measure_shipped(site, plan.tasks),
     "accept": lambda site, _: accept.measure(site),
     "batch": lambda site, _: accept.measure_batches(site),
     "latency": lambda site, _: latency.measure(site),

@@ -111,6 +111,7 @@ def _ledger_lines(found: Results) -> Iterator[Line]:
     wrk_by_batches = [each.loop.generator_cpu_microseconds / BATCH for each in batch]
     wrk_empty = [each.loop.generator_cpu_microseconds for each in empty]
     yield Line("drain", [each.cost for each in _rounds(found.drain)])
+    yield Line("drain with 64 slots, as shipped", [each.cost for each in _rounds(found.shipped)])
     yield Line("accept, one by one", [each.cost for each in accept], wrk)
     yield Line("accept, by batches", [each.cost for each in batch], wrk_by_batches)
     yield Line("alone, from POST to COMPLETED", [each.cost for each in _rounds(found.latency)])

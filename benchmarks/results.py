@@ -54,6 +54,7 @@ class Results(msgspec.Struct, frozen=True):
     """Everything that is kept; None where it has not been measured."""
 
     drain: Series[Drain] | None = None
+    shipped: Series[Drain] | None = None
     accept: Series[Accept] | None = None
     batch: Series[Accept] | None = None
     latency: Series[Latency] | None = None

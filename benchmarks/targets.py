@@ -29,6 +29,7 @@ class Target(NamedTuple):
 def targets(found: Results) -> Iterator[Target]:
     """List the targets for which something was measured."""
     yield from _drain(found)
+    yield from _shipped(found)
     yield from _accept(found)
     yield from _latency(found)
     yield from _sustained(found)
@@ -68,6 +69,12 @@ def _drain(found: Results) -> Iterator[Target]:
         reached if fastest and tasks >= 100_000 else None,
         compared=f"{rate.median / peers[fastest]:.2f} times {fastest}" if fastest else "",
     )
+
+
+def _shipped(found: Results) -> Iterator[Target]:
+    if found.shipped:
+        what = "the same with WORKER_CONCURRENCY=64, as shipped"
+        yield Target(what, spread(found.shipped, lambda each: each.rates.per_second), "", None)
 
 
 def _accept(found: Results) -> Iterator[Target]:

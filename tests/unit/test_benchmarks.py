@@ -199,7 +199,7 @@ def test_what_is_measured_can_be_kept() -> None:
 
 def test_an_unknown_measurement_is_refused_with_those_that_there_are() -> None:
     assert names_of("drain,peers") == ["drain", "peers"]
-    with pytest.raises(argparse.ArgumentTypeError, match="speed: allowed: drain, accept"):
+    with pytest.raises(argparse.ArgumentTypeError, match="speed: allowed: drain, shipped"):
         names_of("drain,speed")
 
 
