@@ -17,7 +17,6 @@ from gateway.problems import ProblemType
 from gateway.queries import NOTHING
 from gateway.tasks import PATH, REPLAYED, TAG
 from gateway.views import BatchView, TaskView
-from storage.model import TaskFilter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,8 +95,7 @@ class BatchRoutes:
 
     async def _show_first(self, batch: Sequence[Submission], first: list[UUID]) -> list[TaskView]:
         """Show what an earlier batch with the same key has made; the payloads are those of the same body."""
-        which = TaskFilter(ids=tuple(first), limit=len(first))
-        found = {task.id: task for task in await self._deadline(self._tasks.find(CALLER, which))}
+        found = await self._deadline(self._tasks.get_many(CALLER, first))
         for task_id in first:
             if task_id not in found:
                 raise gone(task_id)

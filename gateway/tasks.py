@@ -13,7 +13,7 @@ from gateway.intake import gone
 from gateway.payloads import IDEMPOTENCY_KEY, NEW_REPLAY, NEW_TASK, TRACEPARENT
 from gateway.problems import Problem, ProblemType
 from gateway.queries import DEFAULT_LIMIT, NOTHING, TASKS, WAIT, from_path
-from gateway.views import Page, StatusView, TaskView, page
+from gateway.views import Page, StatusView, TaskView
 from storage.model import Status, TaskFilter
 
 if TYPE_CHECKING:
@@ -182,12 +182,16 @@ class TaskRoutes:
         return respond(view, 201, headers)
 
     async def find(self, request: HttpRequest) -> HttpResponse:
-        """List tasks, newest first."""
+        """List tasks, newest first.
+
+        A page may be short, or even empty, and the list still go on: follow `next` until it is null.
+        """
         given = TASKS.read(request.scope)
         limit = given.pop("limit", DEFAULT_LIMIT)
-        which = TaskFilter(before=given.pop("cursor", None), limit=limit + 1, **given)
-        rows = await self._deadline(self._tasks.find(CALLER, which))
-        return respond(page(rows, limit, TaskView.of))
+        which = TaskFilter(before=given.pop("cursor", None), limit=limit, **given)
+        found = await self._deadline(self._tasks.find(CALLER, which))
+        cursor = None if found.next is None else str(found.next)
+        return respond(Page([TaskView.of(task) for task in found.tasks], cursor))
 
     async def show(self, request: HttpRequest, task_id: PathText) -> HttpResponse:
         """Show a task.

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Submission,
         Task,
         TaskFilter,
+        TaskPage,
         Verdict,
     )
 
@@ -62,8 +63,14 @@ class Tasks(Protocol):
     async def get(self, caller: Caller, task_id: UUID) -> Task | None:
         """Read one task, payload and result included."""
 
-    async def find(self, caller: Caller, which: TaskFilter) -> list[Task]:
-        """List tasks, newest first, without payload and result."""
+    async def get_many(self, caller: Caller, task_ids: Sequence[UUID]) -> dict[UUID, Task]:
+        """Read many tasks at once, without payload and result; unknown ids are left out."""
+
+    async def find(self, caller: Caller, which: TaskFilter) -> TaskPage:
+        """List tasks, newest first, without payload and result.
+
+        A look at `scan_rows` entries may find few tasks, or none, and the page still has a `next`.
+        """
 
     async def statuses(self, task_ids: Sequence[UUID]) -> dict[UUID, tuple[str, Status]]:
         """Read tenant and status of many tasks at once; unknown ids are left out."""

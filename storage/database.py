@@ -182,9 +182,11 @@ class Database:
 
     async def _connect(self, deadline: float) -> psqlpy.Connection:
         # enable_seqscan off: a plan cached while the tables were small must not read them whole later.
+        # enable_bitmapscan off: a list must not gather and sort all its tasks to show the first page of them.
         session = (
             f"-c statement_timeout={self.timeout_seconds * 900:.0f} -c lock_timeout=3000 "
-            "-c idle_in_transaction_session_timeout=10000 -c jit=off -c enable_seqscan=off "
+            "-c idle_in_transaction_session_timeout=10000 -c jit=off "
+            "-c enable_seqscan=off -c enable_bitmapscan=off "
             f"-c synchronous_commit={'on' if self._synchronous else 'off'}"
         )
         options = connection_options(self.address, self._application_name)

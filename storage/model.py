@@ -245,9 +245,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tasks a list shows; `before` is the id of the last row of the page before."""
+    """Which tasks a list shows; `before` is `next` of the page before.
 
-    ids: tuple[UUID, ...] | None = None
+    No page takes a look at more than `scan_rows` entries of the index that it walks.
+    """
+
     status: Status | None = None
     priority: Priority | None = None
     kind: str | None = None
@@ -256,6 +258,14 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     created_to: datetime | None = None
     before: UUID | None = None
     limit: int = 50
+    scan_rows: int = 10_000
+
+
+class TaskPage(msgspec.Struct, frozen=True):
+    """Tasks of a list, newest first; with `next` the list goes on, however few there are."""
+
+    tasks: list[Task]
+    next: UUID | None = None
 
 
 class OutboxRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,11 +43,15 @@ WITH given AS (
     FROM given WHERE key IS NULL OR id IN (SELECT unnest(task_ids) FROM keyed) ORDER BY id
     ON CONFLICT (id) DO NOTHING RETURNING id, priority, due_at, created_at
 ), kept AS (
-    INSERT INTO payloads (task_id, name, description, tags, body)
-    SELECT m.id, g.name, g.description,
+    INSERT INTO payloads (task_id, tenant, kind, name, description, tags, body)
+    SELECT m.id, g.tenant, g.kind, g.name, g.description,
            CASE WHEN g.tags IS NULL THEN '{}' ELSE ARRAY(SELECT json_array_elements_text(g.tags::json)) END,
            convert_to(g.payload, 'UTF8')
     FROM made m JOIN given g ON g.id = m.id
+    RETURNING task_id, tenant, tags
+), tagged AS (
+    INSERT INTO task_tags (tenant, tag, task_id)
+    SELECT DISTINCT k.tenant, tag, k.task_id FROM kept k CROSS JOIN unnest(k.tags) AS tag
 ), sent AS (
     INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
     SELECT m.id, 1, m.priority, q.name, greatest(now(), m.due_at)

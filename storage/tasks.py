@@ -7,7 +7,8 @@ from uuid import UUID
 
 from storage.channels import DONE, OUTBOX
 from storage.errors_column import decode_errors
-from storage.model import Priority, Status, Task
+from storage.listing import TASK_COLUMNS, listing
+from storage.model import Priority, Status, Task, TaskPage
 from storage.transitions import REPLAYED
 
 if TYPE_CHECKING:
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
     from storage.model import Caller, TaskFilter
     from storage.signals import PostgresSignals
 
-_COLUMNS = """t.id, t.kind, t.kind_version, p.name, p.description, p.tags, t.priority, t.status, t.dispatch,
-    t.attempt, t.losses, t.replay, t.max_retries, t.timeout_seconds, t.cancel_requested, t.created_at,
-    t.due_at, t.started_at, t.finished_at, t.reason, t.errors::text, t.tenant"""
-
 _GET = f"""
-SELECT {_COLUMNS}, p.body, r.body FROM tasks t
+SELECT {TASK_COLUMNS}, p.body, r.body FROM tasks t
 JOIN payloads p ON p.task_id = t.id LEFT JOIN results r ON r.task_id = t.id
 WHERE t.id = $1 AND t.tenant = $2
+"""
+
+# OFFSET 0 makes each payload a look-up of its own: a merge join reads all that are newer.
+_GET_MANY = f"""
+SELECT {TASK_COLUMNS} FROM tasks t
+CROSS JOIN LATERAL (SELECT name, description, tags FROM payloads WHERE task_id = t.id OFFSET 0) p
+WHERE t.id = ANY ($1::uuid[]) AND t.tenant = $2
 """
 
 _STATUSES = "SELECT id, tenant, status FROM tasks WHERE id = ANY($1::uuid[])"
@@ -79,28 +83,18 @@ class PostgresTasks:
         rows = await self._database.fetch(_GET, [task_id, caller.tenant])
         return _task(rows[0][:-2], payload=rows[0][-2], result=rows[0][-1]) if rows else None
 
-    async def find(self, caller: Caller, which: TaskFilter) -> list[Task]:
+    async def get_many(self, caller: Caller, task_ids: Sequence[UUID]) -> dict[UUID, Task]:
+        """Read many tasks at once, without payload and result."""
+        rows = await self._database.fetch(_GET_MANY, [list(task_ids), caller.tenant])
+        return {task.id: task for task in map(_task, rows)}
+
+    async def find(self, caller: Caller, which: TaskFilter) -> TaskPage:
         """List tasks, newest first, without payload and result."""
-        conditions = {
-            "t.tenant = {}": caller.tenant,
-            "t.status = {}::smallint": which.status,
-            "t.priority = {}::smallint": which.priority,
-            "t.kind = {}": which.kind,
-            "p.tags @> ARRAY[{}::text] AND p.tags <> '{{}}'": which.tag,
-            "t.created_at >= {}::timestamptz": which.created_from,
-            "t.created_at < {}::timestamptz": which.created_to,
-            "t.id < {}::uuid": which.before,
-            "t.id = ANY({}::uuid[])": None if which.ids is None else list(which.ids),
-        }
-        given = {condition: value for condition, value in conditions.items() if value is not None}
-        where = " AND ".join(text.format(f"${number}") for number, text in enumerate(given, 1))
-        # The literal lets the planner use the partial index.
-        where += " AND t.status <> 3" if which.status not in (None, Status.COMPLETED) else ""
-        # Found first and joined then: a merge join reads all payloads that are newer than the page.
-        tagged = "JOIN payloads p ON p.task_id = t.id" if which.tag is not None else ""
-        found = f"SELECT t.* FROM tasks t {tagged} WHERE {where} ORDER BY t.id DESC LIMIT {which.limit:d}"
-        sql = f"SELECT {_COLUMNS} FROM ({found}) t JOIN payloads p ON p.task_id = t.id ORDER BY t.id DESC"
-        return [_task(row) for row in await self._database.fetch(sql, list(given.values()))]
+        rows = await self._database.fetch(*listing(caller, which))
+        tasks = [_task(row[:-2]) for row in rows if row[-2]]
+        if len(tasks) > which.limit:
+            return TaskPage(tasks[: which.limit], tasks[which.limit - 1].id)
+        return TaskPage(tasks, UUID(rows[-1][0]) if rows and rows[-1][-1] else None)
 
     async def statuses(self, task_ids: Sequence[UUID]) -> dict[UUID, tuple[str, Status]]:
         """Read tenant and status of many tasks at once."""

@@ -97,7 +97,12 @@ WITH old AS MATERIALIZED (
 ), unsent AS (
     DELETE FROM outbox WHERE id = ANY (ARRAY(SELECT id FROM rows))
 ), bodies AS (
-    DELETE FROM payloads WHERE task_id = ANY (ARRAY(SELECT id FROM old))
+    DELETE FROM payloads WHERE task_id = ANY (ARRAY(SELECT id FROM old)) RETURNING tenant, task_id, tags
+), labels AS (
+    DELETE FROM task_tags WHERE ctid = ANY (ARRAY(
+        SELECT e.ctid FROM bodies b CROSS JOIN unnest(b.tags) AS label CROSS JOIN LATERAL (
+            SELECT ctid FROM task_tags WHERE tenant = b.tenant AND tag = label AND task_id = b.task_id
+            OFFSET 0) e))
 ), answers AS (
     DELETE FROM results WHERE task_id = ANY (ARRAY(SELECT id FROM old))
 ), letters AS (

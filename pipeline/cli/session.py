@@ -42,18 +42,19 @@ class Session(NamedTuple):
 
     def show_list(self, pages: "Iterator[httpx.Response]", columns: Mapping[str, str]) -> None:
         """Show pages as they come, however many there are."""
-        cursor = None
-        for number, page in enumerate(pages):
+        cursor, shown = None, 0
+        for page in pages:
             if self.as_json:
                 self.screen.script(page.text)
                 continue
             items, cursor = page.json()["items"], page.json()["next"]
             if items:
-                self.screen.table(items, columns, titled=number == 0)
-            else:
-                self.screen.remark("Nothing is there.")
+                self.screen.table(items, columns, titled=shown == 0)
+                shown += len(items)
         if cursor is not None:
-            self.screen.remark(f"There is more: --cursor {cursor}, or --all")
+            self.screen.remark(f"The list goes on: --cursor {cursor}, or --all")
+        elif not self.as_json and not shown:
+            self.screen.remark("Nothing is there.")
 
 
 @contextmanager

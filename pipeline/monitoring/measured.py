@@ -91,6 +91,7 @@ class MeasuredTasks:
         self._tasks = tasks
         self._metrics = metrics
         self.get = tasks.get
+        self.get_many = tasks.get_many
         self.find = tasks.find
         self.statuses = tasks.statuses
         self.replay = tasks.replay

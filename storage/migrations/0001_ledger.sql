@@ -33,9 +33,11 @@ CREATE INDEX tasks_queued ON tasks (priority, queued_at) WHERE status = 1;
 -- COMPLETED is dense: a list of it walks the primary key. The others are rare among many and need a way in.
 CREATE INDEX tasks_not_completed ON tasks (tenant, status, id) WHERE status <> 3;
 
--- What a client asked for; written once, so its indexes cost once.
+-- What a client asked for; written once, so its indexes cost once. Tenant and kind are copies, for the lists.
 CREATE TABLE payloads (
     task_id     uuid PRIMARY KEY,
+    tenant      text NOT NULL DEFAULT '',
+    kind        text NOT NULL,
     name        text NOT NULL DEFAULT '',
     description text NOT NULL DEFAULT '',
     tags        text[] NOT NULL DEFAULT '{}',
@@ -43,7 +45,15 @@ CREATE TABLE payloads (
     body        bytea NOT NULL
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.2);
 
-CREATE INDEX payloads_tags ON payloads USING gin (tags) WHERE tags <> '{}';
+CREATE INDEX payloads_kind ON payloads (tenant, kind, task_id);
+
+-- The tags of a payload once more, since a list walks them newest first, which no index over the array can.
+CREATE TABLE task_tags (
+    tenant  text NOT NULL DEFAULT '',
+    tag     text NOT NULL,
+    task_id uuid NOT NULL,
+    PRIMARY KEY (tenant, tag, task_id)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.2);
 
 CREATE TABLE results (
     task_id    uuid PRIMARY KEY,

@@ -84,8 +84,9 @@ BEGIN
 
     INSERT INTO tasks (id, kind, kind_version, priority, max_retries, timeout_seconds, created_at, due_at)
     VALUES (new_id, kind, version, level, retries, timeout, moment, run_at);
-    INSERT INTO payloads (task_id, name, description, tags, body)
-    VALUES (new_id, title, about, labels, convert_to(body, 'UTF8'));
+    INSERT INTO payloads (task_id, kind, name, description, tags, body)
+    VALUES (new_id, kind, title, about, labels, convert_to(body, 'UTF8'));
+    INSERT INTO task_tags (tag, task_id) SELECT DISTINCT label, new_id FROM unnest(labels) AS label;
     INSERT INTO outbox (task_id, dispatch, priority, route, available_at, created_at)
     SELECT new_id, 1, q.priority, q.name, greatest(moment, run_at), moment FROM queues q WHERE q.priority = level;
     RETURN new_id;

@@ -109,7 +109,7 @@ async def becomes(ledger: PostgresLedger, task_id: UUID, status: Status) -> Task
 
 
 async def tasks(ledger: PostgresLedger) -> list[Task]:
-    return await ledger.tasks.find(CALLER, TaskFilter())
+    return (await ledger.tasks.find(CALLER, TaskFilter())).tasks
 
 
 async def test_a_task_of_a_committed_transaction_runs(

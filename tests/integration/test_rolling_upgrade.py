@@ -57,7 +57,7 @@ async def life(ledger: PostgresLedger) -> None:
     await ledger.runs.record([retry(run, 1)])
 
     assert await ledger.tasks.get(CALLER, ones[0].id)
-    assert await ledger.tasks.find(CALLER, TaskFilter(status=Status.FAILED))
+    assert (await ledger.tasks.find(CALLER, TaskFilter(status=Status.FAILED))).tasks
     assert await ledger.tasks.statuses([one.id for one in ones])
     assert await ledger.tasks.cancel(CALLER, run.task_id)
     assert await ledger.tasks.replay(CALLER, runs[1].task_id, 1, "why")

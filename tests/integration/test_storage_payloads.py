@@ -39,7 +39,7 @@ async def test_any_json_text_is_listed_read_claimed_and_completed(
     one = submission(payload=payload)
     await ledger.submissions.submit([one])
 
-    [listed] = await ledger.tasks.find(CALLER, TaskFilter())
+    [listed] = (await ledger.tasks.find(CALLER, TaskFilter())).tasks
     assert listed.id == one.id
     [run] = await ledger.runs.claim([Reference(one.id, 1)], beat().worker_id, ["echo"])
     assert run.payload == payload.encode()
@@ -52,7 +52,7 @@ async def test_any_json_text_is_listed_read_claimed_and_completed(
 @pytest.mark.parametrize("moment", [datetime.min.replace(tzinfo=UTC), datetime(9999, 12, 31, 23, tzinfo=UTC)])
 async def test_the_first_and_the_last_moment_are_listed(ledger: PostgresLedger, moment: datetime) -> None:
     await ledger.submissions.submit([submission(run_at=moment)])
-    [listed] = await ledger.tasks.find(CALLER, TaskFilter())
+    [listed] = (await ledger.tasks.find(CALLER, TaskFilter())).tasks
     assert listed.due_at == moment
 
 

@@ -8,7 +8,7 @@ after ANALYZE, on a fresh connection.
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     Ask = Callable[[Any], Awaitable[object]]
 
 # One task every 100 ms. The first 300,000 have ended. Of the next, the even ones are NEW with a row that is
-# due; every fourth is at the broker, every other fourth waits for its retry. The last 400 run.
+# due; every fourth is at the broker, every other fourth waits for its retry. The last 400 run. Each has the
+# tag "all", and the first ten a kind and a tag of their own.
 # One queue is paused, with a third of all rows.
 LOAD = """
 CREATE FUNCTION task(n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE RETURN
@@ -46,7 +47,8 @@ CREATE FUNCTION moment(n bigint) RETURNS timestamptz LANGUAGE sql RETURN to_time
 CREATE FUNCTION worker(n bigint) RETURNS uuid LANGUAGE sql RETURN
     ('00000000-0000-4000-8000-' || lpad((n % 4)::text, 12, '0'))::uuid;
 INSERT INTO tasks (id, kind, priority, status, reason, max_retries, timeout_seconds, created_at, finished_at)
-    SELECT task(n), 'echo', 1 + n % 3, CASE WHEN n % 30 = 0 THEN 5 WHEN n % 15 = 0 THEN 4 ELSE 3 END,
+    SELECT task(n), CASE WHEN n > 10 THEN 'echo' ELSE 'rare' END, 1 + n % 3,
+           CASE WHEN n % 30 = 0 THEN 5 WHEN n % 15 = 0 THEN 4 ELSE 3 END,
            CASE WHEN n % 30 = 15 THEN 'error' END, 3, 30, moment(n), moment(n)
     FROM generate_series(1, 300000) n;
 INSERT INTO tasks (id, kind, priority, status, max_retries, timeout_seconds, created_at, queued_at)
@@ -57,7 +59,9 @@ INSERT INTO tasks (id, kind, priority, status, max_retries, timeout_seconds, sta
 INSERT INTO workers (id, queues, slots, running, free, unclaimed, claimed_through, dead_at)
     SELECT worker(n), '{tasks.high}', 100, 100, 0, 0, '{}', CASE WHEN n = 0 THEN now() END
     FROM generate_series(0, 3) n;
-INSERT INTO payloads (task_id, body) SELECT id, '{}' FROM tasks;
+INSERT INTO payloads (task_id, kind, tags, body)
+    SELECT id, kind, CASE kind WHEN 'rare' THEN '{all,few}'::text[] ELSE '{all}' END, '{}' FROM tasks;
+INSERT INTO task_tags (tag, task_id) SELECT unnest(tags), task_id FROM payloads;
 INSERT INTO results (task_id, body) SELECT id, 'null' FROM tasks WHERE status = 3;
 INSERT INTO outbox (task_id, dispatch, priority, route)
     SELECT task(300000 + 2 * n), 1, 1 + 2 * n % 3, 'tasks.low' FROM generate_series(1, 25000) n;
@@ -87,6 +91,7 @@ VERDICTS = [(done, dead, retry)[number % 3](one) for number, one in enumerate(RU
 ROWS = list(range(1, 101))
 HOUR, YEARS = 3600.0, 1e9
 MOMENT = datetime.fromtimestamp(1_700_034_000, UTC)
+DECADES_LATER = datetime.fromtimestamp(3_000_000_000, UTC)
 
 
 def find(**fields: Any) -> Ask:
@@ -97,8 +102,8 @@ def rows_listed(status: OutboxStatus | None) -> Ask:
     return lambda hands: hands.outbox.find(CALLER, status=status, before=None, limit=50)
 
 
-# What is asked, and how many pages it may take; a group is of 100, a list of 50. Lists by kind, tag and time
-# may walk the primary key and are left out: documents/decisions/0001-schema.md.
+# What is asked, and how many pages it may take; a group is of 100, a list of 50. Each entry that a list looks
+# at, of 10,000 at most, may take four pages.
 CASES: dict[str, tuple[int, Ask]] = {
     "submit": (3000, lambda hands: hands.submissions.submit([submission(tags=("a",)) for _ in range(100)])),
     "submit with keys": (
@@ -116,7 +121,26 @@ CASES: dict[str, tuple[int, Ask]] = {
     "find new": (3000, find(status=Status.NEW)),
     "find running": (500, find(status=Status.IN_PROGRESS)),
     "find one priority": (500, find(priority=Priority.HIGH)),
-    "find by ids": (1000, find(ids=tuple(task(3000 * n) for n in range(1, 101)), limit=100)),
+    "find a kind": (1000, find(kind="echo")),
+    "find a page of a kind": (1000, find(kind="echo", before=task(150_000))),
+    "find a rare kind": (200, find(kind="rare")),
+    "find a kind that is none": (50, find(kind="none")),
+    "find a tag": (1000, find(tag="all")),
+    "find a page of a tag": (1000, find(tag="all", before=task(150_000))),
+    "find a rare tag": (200, find(tag="few")),
+    "find a tag that is none": (50, find(tag="none")),
+    "find a range": (500, find(created_from=MOMENT, created_to=MOMENT + timedelta(minutes=1))),
+    "find an empty range": (50, find(created_from=DECADES_LATER)),
+    "find nothing before": (50, find(created_to=DECADES_LATER, before=task(0))),
+    "find a kind in a range": (1000, find(kind="echo", created_from=MOMENT, created_to=DECADES_LATER)),
+    "find a tag in an empty range": (50, find(tag="all", created_from=DECADES_LATER)),
+    "find failed in an empty range": (50, find(status=Status.FAILED, created_from=DECADES_LATER)),
+    "find completed of a rare kind": (200, find(status=Status.COMPLETED, kind="rare")),
+    "find completed of a kind": (45_000, find(status=Status.COMPLETED, kind="echo")),
+    "find failed of a rare kind": (12_000, find(status=Status.FAILED, kind="rare")),
+    "find failed with a tag": (45_000, find(status=Status.FAILED, tag="all")),
+    "find failed with a rare tag": (200, find(status=Status.FAILED, tag="few")),
+    "get many": (1000, lambda hands: hands.tasks.get_many(CALLER, [task(3000 * n) for n in range(1, 101)])),
     "statuses": (500, lambda hands: hands.tasks.statuses([task(3000 * n) for n in range(1, 101)])),
     "cancel": (50, lambda hands: hands.tasks.cancel(CALLER, task(300_002))),
     "replay": (300, lambda hands: hands.tasks.replay(CALLER, task(45), 1, "")),

@@ -143,10 +143,11 @@ class SideBySide:
 
     async def _look(self) -> Seen:
         ledger = self.backend.ledger
-        return await asyncio.gather(
+        page, rows = await asyncio.gather(
             ledger.tasks.find(OWNER, TaskFilter(limit=1000)),
             ledger.outbox.find(OWNER, status=None, before=None, limit=1000),
         )
+        return page.tasks, rows
 
     def _check_move(self, name: str, task: Task, named: Collection[Reference]) -> None:
         before = self._seen.get(task.id)

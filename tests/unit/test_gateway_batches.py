@@ -35,7 +35,7 @@ async def post(api: Gateway, *tasks: object, key: str | None = None) -> httpx.Re
 
 
 async def kept(api: Gateway) -> list[str]:
-    return [task.name for task in await api.ledger.tasks.find(Caller(), TaskFilter(limit=2000))]
+    return [task.name for task in (await api.ledger.tasks.find(Caller(), TaskFilter(limit=2000))).tasks]
 
 
 async def test_each_task_is_answered_as_post_tasks_would_in_order(api: Gateway) -> None:

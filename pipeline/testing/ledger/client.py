@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from pipeline.testing.ledger.state import REPLAYABLE, WAITING, Key, TaskRow, require_storable
-from storage.model import Accepted, KeyReused, OutboxStatus, Status
+from storage.model import Accepted, KeyReused, OutboxStatus, Status, TaskPage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,15 +110,24 @@ class MemoryTasks:
         row = self._state.seen_by(caller, task_id)
         return row.shown(whole=True) if row else None
 
-    async def find(self, caller: Caller, which: TaskFilter) -> list[Task]:
-        """List tasks, newest first, without payload and result."""
-        found = [
-            row
-            for row in self._state.tasks.values()
+    async def get_many(self, caller: Caller, task_ids: Sequence[UUID]) -> dict[UUID, Task]:
+        """Read many tasks at once, without payload and result."""
+        rows = (self._state.seen_by(caller, task_id) for task_id in task_ids)
+        return {row.asked.id: row.shown(whole=False) for row in rows if row}
+
+    async def find(self, caller: Caller, which: TaskFilter) -> TaskPage:
+        """List tasks, newest first, without payload and result; pages end where those of PostgreSQL do."""
+        walked = [row for row in self._state.tasks.values() if _is_walked(row, caller, which)]
+        walked.sort(key=lambda row: row.asked.id, reverse=True)
+        tasks = [
+            row.shown(whole=False)
+            for row in walked[: which.scan_rows]
             if row.asked.tenant == caller.tenant and _matches(row, which)
         ]
-        found.sort(key=lambda row: row.asked.id, reverse=True)
-        return [row.shown(whole=False) for row in found[: which.limit]]
+        if len(tasks) > which.limit:
+            return TaskPage(tasks[: which.limit], tasks[which.limit - 1].id)
+        ended = len(walked) < which.scan_rows
+        return TaskPage(tasks, None if ended else walked[which.scan_rows - 1].asked.id)
 
     async def statuses(self, task_ids: Sequence[UUID]) -> dict[UUID, tuple[str, Status]]:
         """Read tenant and status of many tasks at once."""
@@ -162,6 +171,14 @@ def _matches(row: TaskRow, which: TaskFilter) -> bool:
         and (which.tag is None or which.tag in row.asked.tags)
         and (which.created_from is None or row.created_at >= which.created_from)
         and (which.created_to is None or row.created_at < which.created_to)
-        and (which.before is None or row.asked.id < which.before)
-        and (which.ids is None or row.asked.id in which.ids)
     )
+
+
+def _is_walked(row: TaskRow, caller: Caller, which: TaskFilter) -> bool:
+    if which.before is not None and row.asked.id >= which.before:
+        return False
+    if which.tag is not None:
+        return row.asked.tenant == caller.tenant and which.tag in row.asked.tags
+    if which.status not in (None, Status.COMPLETED):
+        return row.asked.tenant == caller.tenant and row.status is which.status
+    return which.kind is None or (row.asked.tenant == caller.tenant and row.asked.kind == which.kind)

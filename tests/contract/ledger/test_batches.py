@@ -35,7 +35,7 @@ async def answers(ledger: Ledger, *submissions: Submission) -> list[tuple[Any, .
 
 
 async def count(ledger: Ledger) -> int:
-    return len(await ledger.tasks.find(CALLER, TaskFilter(limit=100)))
+    return len((await ledger.tasks.find(CALLER, TaskFilter(limit=100))).tasks)
 
 
 @pytest.mark.parametrize("key", [None, "k"])
@@ -108,8 +108,10 @@ async def test_what_cannot_be_stored_refuses_the_group_whole(ledger: Ledger) -> 
 async def test_tasks_are_found_by_their_ids(ledger: Ledger) -> None:
     mine = batch(3, tenant="t")
     await ledger.submissions.submit([*mine, submission()])
-    ids = tuple(task.id for task in mine)
+    ids = [task.id for task in mine]
+    listed = await ledger.tasks.find(Caller("t"), TaskFilter())
 
-    assert {task.id for task in await ledger.tasks.find(Caller("t"), TaskFilter(ids=ids))} == {*ids}
-    assert await ledger.tasks.find(CALLER, TaskFilter(ids=ids)) == []
-    assert await ledger.tasks.find(Caller("t"), TaskFilter(ids=())) == []
+    assert await ledger.tasks.get_many(Caller("t"), ids) == {task.id: task for task in listed.tasks}
+    assert (await ledger.tasks.get_many(Caller("t"), [task_id(), ids[0]])).keys() == {ids[0]}
+    assert await ledger.tasks.get_many(CALLER, ids) == {}
+    assert await ledger.tasks.get_many(Caller("t"), []) == {}

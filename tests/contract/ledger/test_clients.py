@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from storage.errors import Refused
-from storage.model import Caller, OutboxStatus, Priority, Reference, Status, TaskFilter
+from storage.model import Caller, OutboxStatus, Priority, Reference, Status, TaskFilter, TaskPage
 from tests.contract.ledger.walk import reference
 from tests.support import builders
 
@@ -25,14 +25,25 @@ STRANGER = Caller("t")
 
 
 async def listed(ledger: Ledger, **fields: Any) -> list[UUID]:
-    return [task.id for task in await ledger.tasks.find(CALLER, TaskFilter(**fields))]
+    return [task.id for task in (await ledger.tasks.find(CALLER, TaskFilter(**fields))).tasks]
+
+
+async def pages(ledger: Ledger, **fields: Any) -> list[list[UUID]]:
+    """The pages of a list, from the first to the one that no other follows."""
+    found, before = [], None
+    while True:
+        page = await ledger.tasks.find(CALLER, TaskFilter(before=before, **fields))
+        found.append([task.id for task in page.tasks])
+        before = page.next
+        if before is None:
+            return found
 
 
 async def test_a_list_shows_all_but_payload_and_result(ledger: Ledger, walk: Walk) -> None:
     task = await walk.completed(name="n", tags=("a",))
     assert (task.payload, task.result) == (b'{"n": 1}', b"null")
 
-    [row] = await ledger.tasks.find(CALLER, TaskFilter())
+    [row] = (await ledger.tasks.find(CALLER, TaskFilter())).tasks
 
     assert (row.payload, row.result) == (None, None)
     for field in row.__struct_fields__:
@@ -50,6 +61,61 @@ async def test_tasks_are_listed_newest_first_page_by_page(ledger: Ledger, walk: 
     assert await listed(ledger, limit=2, before=newest_first[1]) == newest_first[2:4]
     assert await listed(ledger, limit=2, before=newest_first[3]) == newest_first[4:]
     assert await listed(ledger, before=newest_first[4]) == []
+    assert await pages(ledger, limit=2) == [newest_first[:2], newest_first[2:4], newest_first[4:]]
+    assert await pages(ledger, limit=5) == [newest_first]
+
+
+async def test_a_page_ends_where_it_has_looked_at_enough(ledger: Ledger, walk: Walk) -> None:
+    first = await walk.new(priority=Priority.LOW)
+    rest = [await walk.new(priority=Priority.MEDIUM) for _ in range(4)]
+    last = await walk.new(priority=Priority.LOW)
+
+    found = await pages(ledger, priority=Priority.LOW, scan_rows=2)
+
+    assert found == [[last.id], [], [first.id], []]
+    assert await pages(ledger, priority=Priority.LOW, scan_rows=7) == [[last.id, first.id]]
+    assert await pages(ledger, limit=1, scan_rows=4) == [[task.id] for task in (last, *rest[::-1], first)]
+
+
+@pytest.mark.parametrize(
+    "rare", [{"kind": "sleep"}, {"tag": "x"}, {"status": Status.FAILED}], ids=["kind", "tag", "status"]
+)
+async def test_a_rare_task_is_found_without_a_look_at_the_others(
+    ledger: Ledger, walk: Walk, rare: dict[str, Any]
+) -> None:
+    failed = await walk.failed(kind="sleep", tags=("x", "y"))
+    for _ in range(4):
+        await walk.new(tags=("y",))
+
+    assert await pages(ledger, **rare, scan_rows=2) == [[failed.id]]
+    assert await pages(ledger, **rare, priority=Priority.MEDIUM, scan_rows=2) == [[failed.id]]
+    assert await pages(ledger, **rare, priority=Priority.HIGH, scan_rows=2) == [[]]
+    assert await listed(ledger, **rare, before=failed.id) == []
+
+
+@pytest.mark.parametrize(
+    "which",
+    [{"kind": "sleep"}, {"tag": "x"}, {"status": Status.FAILED}, {"priority": Priority.HIGH}],
+    ids=lambda which: next(iter(which)),
+)
+async def test_pages_of_whatever_length_show_each_task_once(
+    ledger: Ledger, walk: Walk, which: dict[str, Any]
+) -> None:
+    tasks = []
+    for number in range(7):
+        kind, priority = ("sleep", Priority.HIGH) if number % 3 else ("echo", Priority.LOW)
+        tasks.append(await walk.failed(kind=kind, tags=("x",) if number % 3 else (), priority=priority))
+    wanted = [
+        task.id
+        for task in reversed(tasks)
+        if all(value in (getattr(task, name, None), *task.tags) for name, value in which.items())
+    ]
+
+    for scan_rows in (1, 2, 3, 100):
+        for limit in (1, 2, 100):
+            found = await pages(ledger, **which, limit=limit, scan_rows=scan_rows)
+            assert [task_id for page in found for task_id in page] == wanted
+            assert all(len(page) <= limit for page in found)
 
 
 @pytest.mark.parametrize("status", Status)
@@ -70,6 +136,8 @@ async def test_tasks_are_filtered_by_what_they_are(ledger: Ledger, walk: Walk) -
     assert await listed(ledger, tag="x") == [sleep.id, high.id]
     assert await listed(ledger, tag="x", kind="echo", priority=Priority.HIGH, status=Status.NEW) == [high.id]
     assert await listed(ledger, tag="z") == []
+    assert await listed(ledger, kind="echo", status=Status.NEW) == [high.id]
+    assert await listed(ledger, kind="echo", status=Status.COMPLETED) == []
     assert await listed(ledger, kind="sleep", before=sleep.id) == []
 
 
@@ -85,12 +153,26 @@ async def test_tasks_are_filtered_by_when_they_came(ledger: Ledger, walk: Walk, 
     assert await listed(ledger, created_to=late.created_at) == [early.id]
 
 
+async def test_a_task_that_was_written_late_is_found_by_when_it_came(ledger: Ledger, walk: Walk) -> None:
+    late = await walk.new(id=builders.task_id(age_seconds=50))
+
+    assert await listed(ledger, created_from=late.created_at) == [late.id]
+    assert await listed(ledger, created_to=late.created_at + timedelta(seconds=1)) == [late.id]
+
+
+async def test_a_tag_given_twice_is_kept_twice_and_listed_once(ledger: Ledger, walk: Walk) -> None:
+    task = await walk.new(tags=("x", "y", "x"))
+
+    assert task.tags == ("x", "y", "x")
+    assert await listed(ledger, tag="x") == [task.id]
+
+
 async def test_nobody_sees_or_moves_the_tasks_of_another_tenant(ledger: Ledger, walk: Walk) -> None:
     failed = await walk.failed()
     mine = await walk.new()
 
     assert await ledger.tasks.get(STRANGER, mine.id) is None
-    assert await ledger.tasks.find(STRANGER, TaskFilter()) == []
+    assert await ledger.tasks.find(STRANGER, TaskFilter()) == TaskPage([])
     assert await ledger.tasks.cancel(STRANGER, mine.id) is None
     assert await ledger.tasks.replay(STRANGER, failed.id, failed.dispatch, "mine?") is None
     assert await walk.task(mine.id) == mine

@@ -134,7 +134,7 @@ async def test_the_same_key_and_body_get_the_first_answer(ledger: Ledger) -> Non
     await ledger.submissions.submit([first])
 
     assert await answers(ledger, submission(key="k", fingerprint="f")) == [(Accepted, first.id, True)]
-    assert len(await ledger.tasks.find(CALLER, TaskFilter())) == 1
+    assert len((await ledger.tasks.find(CALLER, TaskFilter())).tasks) == 1
     assert len(await ledger.outbox.find(CALLER, status=None, before=None, limit=9)) == 1
 
 
@@ -143,7 +143,7 @@ async def test_the_same_key_with_another_body_is_told_whose_it_is(ledger: Ledger
     await ledger.submissions.submit([first])
 
     assert await answers(ledger, submission(key="k", fingerprint="g")) == [(KeyReused, first.id)]
-    assert len(await ledger.tasks.find(CALLER, TaskFilter())) == 1
+    assert len((await ledger.tasks.find(CALLER, TaskFilter())).tasks) == 1
 
 
 async def test_a_key_within_one_group_goes_to_its_first(ledger: Ledger) -> None:
@@ -156,7 +156,7 @@ async def test_a_key_within_one_group_goes_to_its_first(ledger: Ledger) -> None:
         (KeyReused, first.id),
         (Accepted, apart.id, False),
     ]
-    assert {task.id for task in await ledger.tasks.find(CALLER, TaskFilter())} == {first.id, apart.id}
+    assert {task.id for task in (await ledger.tasks.find(CALLER, TaskFilter())).tasks} == {first.id, apart.id}
 
 
 async def test_each_tenant_has_its_own_keys(ledger: Ledger) -> None:

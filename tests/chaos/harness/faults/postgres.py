@@ -19,6 +19,7 @@ ROWS_SECONDS = 2.5
 TABLES = (
     "tasks",
     "payloads",
+    "task_tags",
     "results",
     "outbox",
     "idempotency_keys",
