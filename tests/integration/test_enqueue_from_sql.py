@@ -36,13 +36,14 @@ ROLES = frozenset({Role.RELAY, Role.WORKER})
 SETTINGS = Settings(role=ROLES, worker_concurrency=4, drain_seconds=0.2, outbox_poll_interval=0.1)
 FULL = """
     kind => 'sleep', payload => '{"seconds": 0}', priority => 'HIGH', run_at => '2020-01-31 12:00+00',
-    timeout_seconds => 1.5, max_retries => 0, tags => ARRAY['a', 'q"\\'], name => 'a name',
+    timeout_seconds => 1.5, max_retries => 0, tags => ARRAY['a', 'q"\\', 'a'], name => 'a name',
     description => 'ein Satz für später', kind_version => 7
 """
 ROWS = """
 SELECT to_jsonb(t) - '{id,created_at}'::text[] || to_jsonb(p) - '{task_id}'::text[]
        || to_jsonb(o) - '{id,task_id,created_at,available_at}'::text[]
-       || jsonb_build_object('waits', o.available_at > t.created_at)
+       || jsonb_build_object('waits', o.available_at > t.created_at,
+              'tagged', (SELECT array_agg(tag ORDER BY tag) FROM task_tags WHERE task_id = t.id))
 FROM tasks t JOIN payloads p ON p.task_id = t.id JOIN outbox o ON o.task_id = t.id ORDER BY t.id
 """
 
@@ -171,7 +172,8 @@ async def test_a_rolled_back_transaction_leaves_no_task(
         (FULL, {
             "kind": "sleep", "payload": '{"seconds": 0}', "priority": Priority.HIGH,
             "run_at": datetime(2020, 1, 31, 12, tzinfo=UTC), "timeout_seconds": 1.5, "max_retries": 0,
-            "tags": ("a", 'q"\\'), "name": "a name", "description": "ein Satz für später", "kind_version": 7,
+            "tags": ("a", 'q"\\', "a"), "name": "a name", "description": "ein Satz für später",
+            "kind_version": 7,
         }),
         ("'echo', run_at => '2090-01-01 00:00+00'", {
             "payload": "{}", "timeout_seconds": 300.0, "run_at": datetime(2090, 1, 1, tzinfo=UTC)

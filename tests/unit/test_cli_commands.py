@@ -141,6 +141,16 @@ class TestLists:
         ]
         assert result.stderr == ""
 
+    def test_an_empty_page_does_not_end_a_list(self) -> None:
+        pages = [ok(items=[], next="c2"), ok(items=[task(kind="a")], next="c3"), ok(items=[], next=None)]
+        result = Api(get=pages).baton("tasks", "list", "--all")
+        assert [line.split()[:2] for line in result.stdout.splitlines()] == [["id", "kind"], [TASK_ID, "a"]]
+        assert result.stderr == ""
+
+    def test_an_empty_page_tells_where_the_list_goes_on(self) -> None:
+        result = Api(get=[ok(items=[], next="c2")]).baton("tasks", "list")
+        assert (result.stdout, result.stderr) == ("", "The list goes on: --cursor c2, or --all\n")
+
     def test_json_is_the_answer_and_nothing_else(self) -> None:
         text = '{"items":[{"big":123456789012345678901234567890,"x":1e400}],"next":"c2"}'
         answer = httpx.Response(200, text=text, headers={"content-type": "application/json"})

@@ -12,7 +12,8 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from pipeline.handlers import Context, Handlers, handler
-from storage.model import Caller
+from storage.model import Caller, Priority
+from tests.support import builders
 from tests.support.gateway import HOST, JSON, TASKS, Gateway, faults, gateway, problem
 from tests.support.waiting import eventually
 
@@ -338,6 +339,18 @@ class TestFind:
             await api.submit()
 
         assert (await api.client.get(f"{TASKS}?limit=2")).json()["next"] is None
+
+    async def test_a_page_may_be_empty_and_the_list_go_on(self, api: Gateway) -> None:
+        high = await api.submit(priority="HIGH")
+        low = builders.submission(priority=Priority.LOW)
+        others = [replace(low, id=builders.task_id()) for _ in range(10_000)]
+        await api.ledger.submissions.submit(others)
+
+        first = (await api.client.get(f"{TASKS}?priority=HIGH")).json()
+        second = (await api.client.get(f"{TASKS}?priority=HIGH&cursor={first['next']}")).json()
+
+        assert (first["items"], first["next"]) == ([], str(others[0].id))
+        assert ([each["id"] for each in second["items"]], second["next"]) == ([high["id"]], None)
 
     async def test_filters(self, api: Gateway) -> None:
         high = await api.submit(priority="HIGH", tags=["x"])
