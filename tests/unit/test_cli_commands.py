@@ -142,8 +142,10 @@ class TestLists:
         assert result.stderr == ""
 
     def test_an_empty_page_does_not_end_a_list(self) -> None:
-        pages = [ok(items=[], next="c2"), ok(items=[task(kind="a")], next="c3"), ok(items=[], next=None)]
-        result = Api(get=pages).baton("tasks", "list", "--all")
+        api = Api(
+            get=[ok(items=[], next="c2"), ok(items=[task(kind="a")], next="c3"), ok(items=[], next=None)]
+        )
+        result = api.baton("tasks", "list", "--all")
         assert [line.split()[:2] for line in result.stdout.splitlines()] == [["id", "kind"], [TASK_ID, "a"]]
         assert result.stderr == ""
 
