@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 LATE_SECONDS = 60
 """How long after its id was made a task may be written, for a list by time to find it."""
 
+# As short as clocks allow: a list walks all ids in it before it comes to what was asked for.
+EARLY_SECONDS = 5
+"""How far its id may be ahead of the database's clock, likewise."""
+
 TASK_COLUMNS = """t.id, t.kind, t.kind_version, p.name, p.description, p.tags, t.priority, t.status,
     t.dispatch, t.attempt, t.losses, t.replay, t.max_retries, t.timeout_seconds, t.cancel_requested,
     t.created_at, t.due_at, t.started_at, t.finished_at, t.reason, t.errors::text, t.tenant"""
@@ -100,7 +104,7 @@ def _walk(which: TaskFilter) -> tuple[str, str]:
 def _bounds(which: TaskFilter) -> tuple[UUID, UUID]:
     """Tell the lowest id that the list may show, and the one that it stays below."""
     first = _id_at(which.created_from, -LATE_SECONDS) if which.created_from else _LOWEST
-    end = _id_at(which.created_to, LATE_SECONDS) if which.created_to else _HIGHEST
+    end = _id_at(which.created_to, EARLY_SECONDS) if which.created_to else _HIGHEST
     return first, min(end, which.before or end)
 
 

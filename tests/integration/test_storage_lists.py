@@ -42,13 +42,17 @@ async def test_the_tags_of_a_task_go_with_it(ledger: PostgresLedger, ledger_data
     assert rows == [("", "x", str(kept.id))]
 
 
-async def test_a_list_by_time_looks_no_further_than_a_minute_around_it(ledger: PostgresLedger) -> None:
-    within, beyond = submission(id=task_id(age_seconds=55)), submission(id=task_id(age_seconds=65))
-    await ledger.submissions.submit([within, beyond])
-    all_of_them = (await ledger.tasks.find(CALLER, TaskFilter())).tasks
-    created_from = all_of_them[0].created_at - timedelta(milliseconds=1)
+async def test_a_list_by_time_looks_no_further_than_a_minute_back_and_seconds_ahead(
+    ledger: PostgresLedger,
+) -> None:
+    ages_seconds = (-10, -3, 55, 65)
+    ids = [task_id(age_seconds) for age_seconds in ages_seconds]
+    await ledger.submissions.submit([submission(id=one) for one in ids])
+    everything = (await ledger.tasks.find(CALLER, TaskFilter())).tasks
+    created_at = everything[0].created_at
 
-    found = (await ledger.tasks.find(CALLER, TaskFilter(created_from=created_from))).tasks
+    only_then = TaskFilter(created_from=created_at, created_to=created_at + timedelta(milliseconds=1))
+    found = (await ledger.tasks.find(CALLER, only_then)).tasks
 
-    assert [task.id for task in all_of_them] == [within.id, beyond.id]
-    assert [task.id for task in found] == [within.id]
+    assert [task.id for task in everything] == ids
+    assert [task.id for task in found] == ids[1:3]

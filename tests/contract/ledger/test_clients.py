@@ -142,7 +142,7 @@ async def test_tasks_are_filtered_by_what_they_are(ledger: Ledger, walk: Walk) -
 
 
 async def test_tasks_are_filtered_by_when_they_came(ledger: Ledger, walk: Walk, time: Backend) -> None:
-    early = await walk.new()
+    early = await walk.new(id=builders.task_id(age_seconds=60))
     await time.advance(60)
     between = await time.now() - timedelta(seconds=30)
     late = await walk.new()
@@ -153,11 +153,15 @@ async def test_tasks_are_filtered_by_when_they_came(ledger: Ledger, walk: Walk, 
     assert await listed(ledger, created_to=late.created_at) == [early.id]
 
 
-async def test_a_task_that_was_written_late_is_found_by_when_it_came(ledger: Ledger, walk: Walk) -> None:
+async def test_a_task_is_found_by_when_it_came_whatever_its_id_says(ledger: Ledger, walk: Walk) -> None:
     late = await walk.new(id=builders.task_id(age_seconds=50))
+    ahead = await walk.new(id=builders.task_id(age_seconds=-3))
 
-    assert await listed(ledger, created_from=late.created_at) == [late.id]
-    assert await listed(ledger, created_to=late.created_at + timedelta(seconds=1)) == [late.id]
+    after = ahead.created_at + timedelta(milliseconds=1)
+
+    assert await listed(ledger, created_from=late.created_at, created_to=after) == [ahead.id, late.id]
+    assert await listed(ledger, created_from=after) == []
+    assert await listed(ledger, created_to=late.created_at) == []
 
 
 async def test_a_tag_given_twice_is_kept_twice_and_listed_once(ledger: Ledger, walk: Walk) -> None:
