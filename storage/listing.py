@@ -36,9 +36,10 @@ _CONDITIONS = {
 }
 
 # The walks. `place` counts the entries, and the last that may be looked at is shown whatever it is: there the
-# next page goes on. Bounds and order are rows of label and id, an order that one index alone has. With
+# next page goes on. Order and upper bound are rows of label and id, an order that one index alone has. With
 # "kind = " and the order of ids the planner takes the primary key where it holds the kind for common, and
-# looks for a rare one among all tasks.
+# looks for a rare one among all tasks. A row as the lower bound does not end a walk before PostgreSQL 18: what
+# is below `first` is shown instead, and fills the page.
 _ALL = """(
     SELECT *, id AS walked, row_number() OVER (ORDER BY id DESC) AS place
     FROM tasks WHERE id >= {first}::uuid AND id < {end}::uuid
@@ -48,21 +49,18 @@ _ALL = """(
 _STATUS = """(
     SELECT *, status AS label, id AS walked, row_number() OVER (ORDER BY status DESC, id DESC) AS place
     FROM tasks WHERE tenant = {tenant} AND status <> 3
-    AND (status, id) >= ({status}::smallint, {first}::uuid)
-    AND (status, id) < ({status}::smallint, {end}::uuid)
+    AND status >= {status}::smallint AND (status, id) < ({status}::smallint, {end}::uuid)
     ORDER BY status DESC, id DESC LIMIT {scan_rows}
 ) t"""
 # OFFSET 0 makes each task a look-up of its own, which ends with the page; a join may read all tasks.
 _KIND = """(
     SELECT kind AS label, task_id AS walked, row_number() OVER (ORDER BY kind DESC, task_id DESC) AS place
-    FROM payloads WHERE tenant = {tenant}
-    AND (kind, task_id) >= ({kind}, {first}::uuid) AND (kind, task_id) < ({kind}, {end}::uuid)
+    FROM payloads WHERE tenant = {tenant} AND kind >= {kind} AND (kind, task_id) < ({kind}, {end}::uuid)
     ORDER BY kind DESC, task_id DESC LIMIT {scan_rows}
 ) w CROSS JOIN LATERAL (SELECT * FROM tasks WHERE id = w.walked OFFSET 0) t"""
 _TAG = """(
     SELECT tag AS label, task_id AS walked, row_number() OVER (ORDER BY tag DESC, task_id DESC) AS place
-    FROM task_tags WHERE tenant = {tenant}
-    AND (tag, task_id) >= ({tag}, {first}::uuid) AND (tag, task_id) < ({tag}, {end}::uuid)
+    FROM task_tags WHERE tenant = {tenant} AND tag >= {tag} AND (tag, task_id) < ({tag}, {end}::uuid)
     ORDER BY tag DESC, task_id DESC LIMIT {scan_rows}
 ) w CROSS JOIN LATERAL (SELECT * FROM tasks WHERE id = w.walked OFFSET 0) t"""
 
@@ -71,7 +69,7 @@ def listing(caller: Caller, which: TaskFilter) -> tuple[str, list[object]]:
     """Write the statement and its parameters.
 
     It gives up to one row more than the page holds. Behind the columns of the task stands whether it is one
-    that was asked for, and whether it is the last that may be looked at.
+    that was asked for, and whether the next page goes on behind it, the last that may be looked at.
     """
     first, end = _bounds(which)
     given: dict[str, object] = {"tenant": caller.tenant, "first": first, "end": end}
@@ -81,9 +79,10 @@ def listing(caller: Caller, which: TaskFilter) -> tuple[str, list[object]]:
     walk, newest = _walk(which)
     shown = " AND ".join(condition for name, condition in _CONDITIONS.items() if name in given)
     sql = f"""
-SELECT {TASK_COLUMNS}, {shown}, place = {{scan_rows}} FROM {walk}
+SELECT {TASK_COLUMNS}, {shown}, place = {{scan_rows}} AND walked >= {{first}}::uuid FROM {walk}
 CROSS JOIN LATERAL (SELECT name, description, tags FROM payloads WHERE task_id = t.id OFFSET 0) p
-WHERE {shown} OR place = {{scan_rows}} ORDER BY {newest} LIMIT {which.limit + 1:d}
+WHERE {shown} OR place = {{scan_rows}} OR walked < {{first}}::uuid
+ORDER BY {newest} LIMIT {which.limit + 1:d}
 """
     numbers = {name: f"${number}" for number, name in enumerate(given, 1)}
     return sql.format(**numbers, scan_rows=which.scan_rows), [*given.values()]

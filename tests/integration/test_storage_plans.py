@@ -91,6 +91,8 @@ VERDICTS = [(done, dead, retry)[number % 3](one) for number, one in enumerate(RU
 ROWS = list(range(1, 101))
 HOUR, YEARS = 3600.0, 1e9
 MOMENT = datetime.fromtimestamp(1_700_034_000, UTC)
+SECOND_LATER = MOMENT + timedelta(seconds=1)
+SOONER = datetime.fromtimestamp(1_700_015_000, UTC)
 DECADES_LATER = datetime.fromtimestamp(3_000_000_000, UTC)
 
 
@@ -133,14 +135,20 @@ CASES: dict[str, tuple[int, Ask]] = {
     "find an empty range": (50, find(created_from=DECADES_LATER)),
     "find nothing before": (50, find(created_to=DECADES_LATER, before=task(0))),
     "find a kind in a range": (1000, find(kind="echo", created_from=MOMENT, created_to=DECADES_LATER)),
-    "find a tag in an empty range": (50, find(tag="all", created_from=DECADES_LATER)),
-    "find failed in an empty range": (50, find(status=Status.FAILED, created_from=DECADES_LATER)),
+    "find a kind in a second": (6000, find(kind="echo", created_from=MOMENT, created_to=SECOND_LATER)),
+    "find a tag in a second": (5000, find(tag="all", created_from=MOMENT, created_to=SECOND_LATER)),
+    "find failed in a second": (
+        1000,
+        find(status=Status.FAILED, created_from=SOONER, created_to=SOONER + timedelta(seconds=1)),
+    ),
+    "find a tag in an empty range": (500, find(tag="all", created_from=DECADES_LATER)),
+    "find failed in an empty range": (500, find(status=Status.FAILED, created_from=DECADES_LATER)),
     "find completed of a rare kind": (200, find(status=Status.COMPLETED, kind="rare")),
     "find completed of a kind": (45_000, find(status=Status.COMPLETED, kind="echo")),
     "find failed of a rare kind": (12_000, find(status=Status.FAILED, kind="rare")),
     "find failed with a tag": (45_000, find(status=Status.FAILED, tag="all")),
     "find failed with a rare tag": (200, find(status=Status.FAILED, tag="few")),
-    "get many": (1000, lambda hands: hands.tasks.get_many(CALLER, [task(3000 * n) for n in range(1, 101)])),
+    "get many": (9000, lambda hands: hands.tasks.get_many(CALLER, [task(300 * n) for n in range(1, 1001)])),
     "statuses": (500, lambda hands: hands.tasks.statuses([task(3000 * n) for n in range(1, 101)])),
     "cancel": (50, lambda hands: hands.tasks.cancel(CALLER, task(300_002))),
     "replay": (300, lambda hands: hands.tasks.replay(CALLER, task(45), 1, "")),
@@ -164,7 +172,7 @@ CASES: dict[str, tuple[int, Ask]] = {
     "resend": (3000, lambda hands: hands.upkeep.resend(Priority.LOW, None, 100, 1.0)),
     "resend overtaken": (3000, lambda hands: hands.upkeep.resend(Priority.LOW, MOMENT, 100, 1.0)),
     "backlog": (500, lambda hands: hands.upkeep.backlog(100)),
-    "prune": (1000, lambda hands: hands.upkeep.prune(HOUR, HOUR, 100)),
+    "prune": (2000, lambda hands: hands.upkeep.prune(HOUR, HOUR, 100)),
     "prune nothing": (50, lambda hands: hands.upkeep.prune(YEARS, YEARS, 100)),
     "beat": (50, lambda hands: hands.workers.beat(beat(WORKER_ID))),
     "declare dead": (50, lambda hands: hands.workers.declare_dead(30.0)),
