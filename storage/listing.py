@@ -38,8 +38,8 @@ _CONDITIONS = {
 # The walks. `place` counts the entries, and the last that may be looked at is shown whatever it is: there the
 # next page goes on. Order and upper bound are rows of label and id, an order that one index alone has. With
 # "kind = " and the order of ids the planner takes the primary key where it holds the kind for common, and
-# looks for a rare one among all tasks. A row as the lower bound does not end a walk before PostgreSQL 18: what
-# is below `first` is shown instead, and fills the page.
+# looks for a rare one among all tasks. A row as the lower bound ends no walk before PostgreSQL 18: what is
+# below `first` is shown instead, and fills the page.
 _ALL = """(
     SELECT *, id AS walked, row_number() OVER (ORDER BY id DESC) AS place
     FROM tasks WHERE id >= {first}::uuid AND id < {end}::uuid
