@@ -57,6 +57,7 @@ async def life(ledger: PostgresLedger) -> None:
     await ledger.runs.record([retry(run, 1)])
 
     assert await ledger.tasks.get(CALLER, ones[0].id)
+    assert (await ledger.tasks.get_many(CALLER, [one.id for one in ones])).keys() == {one.id for one in ones}
     assert (await ledger.tasks.find(CALLER, TaskFilter(status=Status.FAILED))).tasks
     assert await ledger.tasks.statuses([one.id for one in ones])
     assert await ledger.tasks.cancel(CALLER, run.task_id)
