@@ -24,10 +24,8 @@ JOIN payloads p ON p.task_id = t.id LEFT JOIN results r ON r.task_id = t.id
 WHERE t.id = $1 AND t.tenant = $2
 """
 
-# OFFSET 0 makes each payload a look-up of its own: a merge join reads all that are newer.
 _GET_MANY = f"""
-SELECT {TASK_COLUMNS} FROM tasks t
-CROSS JOIN LATERAL (SELECT name, description, tags FROM payloads WHERE task_id = t.id OFFSET 0) p
+SELECT {TASK_COLUMNS} FROM tasks t JOIN payloads p ON p.task_id = t.id
 WHERE t.id = ANY ($1::uuid[]) AND t.tenant = $2
 """
 
