@@ -45,9 +45,11 @@ WITH made AS (
          LATERAL (SELECT $4::timestamptz + n * make_interval(secs => $5::float8)) made(at)
     RETURNING id, kind, status
 ), kept AS (
-    INSERT INTO payloads (task_id, tags, body)
-    SELECT id, CASE WHEN kind = 'report.yearly' THEN '{yearly}' ELSE '{}'::text[] END,
+    INSERT INTO payloads (task_id, kind, tags, body)
+    SELECT id, kind, CASE WHEN kind = 'report.yearly' THEN '{yearly}' ELSE '{}'::text[] END,
            convert_to($6, 'UTF8') FROM made
+), tagged AS (
+    INSERT INTO task_tags (tag, task_id) SELECT 'yearly', id FROM made WHERE kind = 'report.yearly'
 ), stored AS (
     INSERT INTO results (task_id, body) SELECT id, convert_to($6, 'UTF8') FROM made WHERE status = 3
 )
@@ -122,7 +124,7 @@ class History:
         for start in range(0, self._rows, CHUNK):
             last = min(start + CHUNK, self._rows) - 1
             await scene.fetch(_FILL, start, last, rare, self._began_at, apart_seconds, payload)
-        for table in ("tasks", "payloads", "results"):
+        for table in ("tasks", "payloads", "task_tags", "results"):
             await scene.fetch(f"VACUUM ANALYZE {table}")
         await scene.fetch("CHECKPOINT")
 
