@@ -128,7 +128,7 @@ async def test_a_retry_that_was_published_and_not_settled_is_neither_early_nor_r
 
 
 async def attempts(service: Service) -> list[tuple[Any, ...]]:
-    return await service.database.fetch("SELECT status::int, attempts FROM outbox")
+    return await service.database.fetch("SELECT status::int, attempts FROM outbox ORDER BY id")
 
 
 async def test_a_return_that_was_not_answered_costs_nothing(deployed: Service, rabbitmq: Vhost) -> None:
