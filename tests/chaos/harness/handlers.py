@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import json
 import os
+import select
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +49,22 @@ async def ok(work: Work, ctx: Context) -> dict[str, Any]:
     return _done(ctx)
 
 
+def _sleep(seconds: float) -> None:
+    """Sleep without `time.sleep`, whose absolute deadline libfaketime turns into an invalid argument."""
+    select.select([], [], [], seconds)
+
+
 @handler("chaos.thread")
 def thread(work: Work, ctx: Context) -> dict[str, Any]:
     leave("start", ctx)
-    time.sleep(work.seconds)
+    _sleep(work.seconds)
     return _done(ctx)
 
 
 @handler("chaos.child", cpu=True)
 def child(work: Work, ctx: Context) -> dict[str, Any]:
     leave("start", ctx)
-    time.sleep(work.seconds)
+    _sleep(work.seconds)
     return _done(ctx)
 
 
