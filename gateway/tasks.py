@@ -249,8 +249,8 @@ class TaskRoutes:
         with self._waiting.watch(submission.id) as watch:
             accepted = await self._deadline(self._intake.submit(submission))
             if not accepted.replayed:
-                await watch.wait(wait_seconds, request.receive)
-                return TaskView.of(await self._read(accepted.task_id)), accepted
+                ended = await watch.wait(wait_seconds, request.receive)
+                return TaskView.of(ended or await self._read(accepted.task_id)), accepted
         await self._read_first(accepted)
         return TaskView.of(await self._read_ended(request, accepted.task_id, wait_seconds)), accepted
 
@@ -262,8 +262,8 @@ class TaskRoutes:
             task = await self._read(task_id)
             if task.status.terminal:
                 return task
-            await watch.wait(wait_seconds, request.receive)
-        return await self._read(task_id)
+            ended = await watch.wait(wait_seconds, request.receive)
+        return ended or await self._read(task_id)
 
     async def _read_status_ended(self, request: HttpRequest, task_id: UUID, wait_seconds: float) -> Status:
         """Read a status likewise."""
@@ -273,8 +273,8 @@ class TaskRoutes:
             status = await self._read_status(task_id)
             if status.terminal:
                 return status
-            await watch.wait(wait_seconds, request.receive)
-        return await self._read_status(task_id)
+            ended = await watch.wait(wait_seconds, request.receive)
+        return ended.status if ended else await self._read_status(task_id)
 
     async def _read(self, task_id: UUID) -> Task:
         task = await self._deadline(self._tasks.get(CALLER, task_id))

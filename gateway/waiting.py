@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from gateway.deadline import Deadline
     from pipeline.ports import Signals, Subscriber, Tasks
+    from storage.model import Task
 
 log = structlog.get_logger()
 
@@ -29,6 +30,8 @@ LINGER_SECONDS = 30.0
 """How long the wake-ups are kept after the last waiter: to subscribe anew takes a connection and 5 ms."""
 
 MOST_WAITERS = 10_000
+MOST_ENDED = 100
+"""How many tasks one look takes whole; where more have ended, another follows at once."""
 
 
 class Watch:
@@ -36,11 +39,20 @@ class Watch:
 
     def __init__(self, task_id: UUID) -> None:
         self.task_id = task_id
-        self.ended = asyncio.Event()
+        self.task: Task | None = None
+        self._over = asyncio.Event()
 
-    async def wait(self, seconds: float, receive: Receive) -> None:
-        """Return when the task has ended or the time is up; raises Problem 499 when the client has gone."""
-        ended = asyncio.create_task(self.ended.wait())
+    def end(self, task: Task | None) -> None:
+        """Let the client go, with the task that has ended where there is one."""
+        self.task = task
+        self._over.set()
+
+    async def wait(self, seconds: float, receive: Receive) -> Task | None:
+        """Return the task when it has ended, None when the time is up.
+
+        Raises Problem 499 when the client has gone.
+        """
+        ended = asyncio.create_task(self._over.wait())
         gone = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({ended, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -49,13 +61,14 @@ class Watch:
         finally:
             ended.cancel()
             gone.cancel()
+        return self.task
 
 
 class Waiting:
     """The gateway's waiting room.
 
     While somebody is in it, and LINGER_SECONDS longer, one loop subscribes to the ledger's wake-ups. It asks
-    for the statuses of all watched tasks when woken, and every POLL_SECONDS, since a wake-up is only a hint.
+    which of all watched tasks have ended when woken, and every POLL_SECONDS, since a wake-up is only a hint.
     """
 
     def __init__(
@@ -90,7 +103,7 @@ class Waiting:
         watch = Watch(task_id)
         self._watches.add(watch)
         if self._released:
-            watch.ended.set()
+            watch.end(None)
         elif self._watching is None:
             self._watching = asyncio.create_task(self._watch_all())
         try:
@@ -102,7 +115,7 @@ class Waiting:
         """Let everybody go, now and from now on: the process is stopping."""
         self._released = True
         for watch in self._watches:
-            watch.ended.set()
+            watch.end(None)
 
     async def _watch_all(self) -> None:
         try:
@@ -118,25 +131,30 @@ class Waiting:
         while self._watches or (loop.time() - looked_at < self._linger_seconds and not self._released):
             if self._watches:
                 began_at = loop.time()
-                await self._look()
+                while await self._look() == MOST_ENDED:
+                    pass
                 looked_at = loop.time()
                 # Under load wake-ups come without end, and each look takes longer: it has half of the time.
                 await asyncio.sleep(looked_at - began_at)
             await wakeup.wait(POLL_SECONDS)
 
-    async def _look(self) -> None:
+    async def _look(self) -> int:
+        """Hand over what has ended; how many tasks that were."""
         watched: dict[UUID, list[Watch]] = {}
         for watch in self._watches:
-            watched.setdefault(watch.task_id, []).append(watch)
+            if watch.task is None:
+                watched.setdefault(watch.task_id, []).append(watch)
+        if not watched:
+            return 0
         try:
-            statuses = await self._deadline(self._tasks.statuses(list(watched)))
+            ended = await self._deadline(self._tasks.ended(list(watched), MOST_ENDED))
         except (StorageError, Late) as error:
-            log.debug("statuses not read, asking again", error=str(error))
-            return
-        for task_id, (_tenant, status) in statuses.items():
-            if status.terminal:
-                for watch in watched[task_id]:
-                    watch.ended.set()
+            log.debug("ends not read, asking again", error=str(error))
+            return 0
+        for task_id, task in ended.items():
+            for watch in watched[task_id]:
+                watch.end(task)
+        return len(ended)
 
 
 async def _disconnected(receive: Receive) -> None:

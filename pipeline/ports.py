@@ -75,6 +75,9 @@ class Tasks(Protocol):
     async def statuses(self, task_ids: Sequence[UUID]) -> dict[UUID, tuple[str, Status]]:
         """Read tenant and status of many tasks at once; unknown ids are left out."""
 
+    async def ended(self, task_ids: Sequence[UUID], most: int) -> dict[UUID, Task]:
+        """Read which of many tasks have ended, up to `most` of them, payload and result included."""
+
     async def cancel(self, caller: Caller, task_id: UUID) -> Task | None:
         """Cancel what has not started, ask a running task to stop; the task afterwards, None if unknown.
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import psqlpy
@@ -27,7 +27,9 @@ from storage.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
+
+T = TypeVar("T")
 
 Row = tuple[Any, ...]
 
@@ -105,23 +107,27 @@ class Database:
                 raise lost from error
 
     async def _fetch(self, sql: str, parameters: Sequence[object], deadline: float) -> list[Row]:
-        async with self._connection(deadline) as connection:
+        async def run(connection: psqlpy.Connection) -> list[Row]:
             # prepared=True with a parameter list is the one path that psqlpy serves from its statement cache.
-            result = await self._finish(connection.execute(sql, list(parameters)), deadline)
+            result = await connection.execute(sql, list(parameters))
             rows: list[Row] = result.result(as_tuple=True)
             return rows
 
+        return await self._call(run, deadline)
+
     async def script(self, sql: str) -> None:
         """Run several statements, as migrations do, in the order given and in one transaction."""
-        deadline = self._deadline()
-        async with self._connection(deadline) as connection:
+
+        async def run(connection: psqlpy.Connection) -> None:
             try:
-                await self._finish(connection.execute_batch(f"BEGIN;\n{sql}\n;COMMIT;"), deadline)
+                await connection.execute_batch(f"BEGIN;\n{sql}\n;COMMIT;")
             except Error:
                 # The transaction stays open and aborted on this connection; one that is lost has none.
                 with suppress(Error):
-                    await self._finish(connection.execute_batch("ROLLBACK"), deadline)
+                    await connection.execute_batch("ROLLBACK")
                 raise
+
+        await self._call(run, self._deadline())
 
     async def close(self) -> None:
         """Wait for what runs, then disconnect.
@@ -143,18 +149,16 @@ class Database:
         while self._idle:
             self._idle.pop().close()
 
-    @asynccontextmanager
-    async def _connection(self, deadline: float) -> AsyncIterator[psqlpy.Connection]:
-        """Lend a connection; back to the idle ones only if the call was answered."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._places.acquire()
-        except TimeoutError as error:
-            raise Unavailable(f"no database connection free within {self.timeout_seconds:g} s") from error
+    async def _call(self, call: Callable[[psqlpy.Connection], Awaitable[T]], deadline: float) -> T:
+        """Make a call on a connection, which is idle again afterwards only if the call was answered."""
+        if self._places.locked():
+            await self._wait_for_place(deadline)
+        else:
+            await self._places.acquire()
         connection: psqlpy.Connection | None = None
         try:
             connection = await self._take(deadline)
-            yield connection
+            answer = await self._finish(call(connection), deadline)
         except BaseException as error:
             failure = classify(error)
             if connection is not None and isinstance(failure, (Refused, LockTimeout, SchemaMismatch)):
@@ -168,6 +172,14 @@ class Database:
             self._give_back(connection)
         finally:
             self._places.release()
+        return answer
+
+    async def _wait_for_place(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise Unavailable(f"no database connection free within {self.timeout_seconds:g} s") from error
 
     async def _take(self, deadline: float) -> psqlpy.Connection:
         if self._closed:  # asked with the place in hand: the end may have come while the call waited for it
@@ -200,14 +212,21 @@ class Database:
             raise
         return connection
 
-    async def _finish(self, call: Any, deadline: float) -> Any:
+    async def _finish(self, call: Awaitable[T], deadline: float) -> T:
         """Await a call of the driver within the deadline; a call that is left goes on, and is known."""
+        loop = asyncio.get_running_loop()
         running = asyncio.ensure_future(call)
         self._running.add(running)
+        # By hand: asyncio.wait, and its task for a single call, take a tenth of the time of a short one.
+        over = loop.create_future()
+        late = loop.call_at(deadline, _end, over)
         running.add_done_callback(self._forget)
-        remaining_seconds = deadline - asyncio.get_running_loop().time()
-        done, _ = await asyncio.wait({running}, timeout=max(0.0, remaining_seconds))
-        if not done:
+        running.add_done_callback(lambda _: _end(over))
+        try:
+            await over
+        finally:
+            late.cancel()
+        if not running.done():
             raise OutcomeUnknown(f"no answer from the database within {self.timeout_seconds:g} s")
         if running.cancelled():
             # psqlpy lets a caller down this way too; nobody here has told this call to stop.
@@ -218,6 +237,11 @@ class Database:
         self._running.discard(running)
         if not running.cancelled():
             running.exception()
+
+
+def _end(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def _close_late(connecting: asyncio.Future[psqlpy.Connection]) -> None:

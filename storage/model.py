@@ -116,6 +116,7 @@ class KeyReused(msgspec.Struct, frozen=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One claimed hand-over of a task: what its handler needs and what fences its verdict.
 
+    `queued_at` is when it was queued, or, where no relay has marked that yet, when it was made or due.
     `waited_seconds` is how long it has waited since it was due, by the database's clock.
     """
 

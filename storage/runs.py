@@ -34,6 +34,7 @@ PAUSED_SECONDS = 1.0
 # Who is declared dead may be the only worker: it is not sent the same without end until a heartbeat tells it.
 DECLARED_DEAD_SECONDS = 1.0
 
+# What no relay has marked yet was queued after it was made: good enough to tell how far a queue was claimed.
 # A task waits from when it is due, else from its creation; when a replay was asked is not kept, and stood in
 # for by when it was queued.
 # Updated in order of id and never SKIP LOCKED: a row that another transaction holds for a moment would be
@@ -59,7 +60,7 @@ WITH wanted AS MATERIALIZED (
              ELSE t.status + 0 = 2 AND t.worker_id = $3 END
     RETURNING t.id, w.place, t.kind, t.kind_version, t.priority, t.attempt, t.max_retries,
               t.timeout_seconds, t.losses, t.postponements, t.replay, t.tenant, t.trace_context,
-              CASE WHEN t.queued_at > now() THEN now() ELSE t.queued_at END,
+              least(coalesce(t.queued_at, greatest(t.due_at, t.created_at)), now()),
               extract(epoch FROM t.started_at - CASE
                   WHEN t.due_at IS NULL AND t.replay > 0 THEN coalesce(t.queued_at, t.started_at)
                   ELSE greatest(t.due_at, t.created_at) END)::float8

@@ -29,6 +29,13 @@ SELECT {TASK_COLUMNS} FROM tasks t JOIN payloads p ON p.task_id = t.id
 WHERE t.id = ANY ($1::uuid[]) AND t.tenant = $2
 """
 
+# One by one over the primary key: a join may read all payloads to find some.
+_ENDED = f"""
+SELECT {TASK_COLUMNS}, p.body, r.body FROM tasks t
+JOIN payloads p ON p.task_id = t.id LEFT JOIN results r ON r.task_id = t.id
+WHERE t.id = ANY ($1::uuid[]) AND t.status + 0 >= 3 LIMIT $2
+"""
+
 _STATUSES = "SELECT id, tenant, status FROM tasks WHERE id = ANY($1::uuid[])"
 
 _CANCEL = """
@@ -79,7 +86,7 @@ class PostgresTasks:
     async def get(self, caller: Caller, task_id: UUID) -> Task | None:
         """Read one task, payload and result included."""
         rows = await self._database.fetch(_GET, [task_id, caller.tenant])
-        return _task(rows[0][:-2], payload=rows[0][-2], result=rows[0][-1]) if rows else None
+        return _whole(rows[0]) if rows else None
 
     async def get_many(self, caller: Caller, task_ids: Sequence[UUID]) -> dict[UUID, Task]:
         """Read many tasks at once, without payload and result."""
@@ -99,6 +106,11 @@ class PostgresTasks:
         rows = await self._database.fetch(_STATUSES, [list(task_ids)])
         return {UUID(task_id): (tenant, Status(status)) for task_id, tenant, status in rows}
 
+    async def ended(self, task_ids: Sequence[UUID], most: int) -> dict[UUID, Task]:
+        """Read which of many tasks have ended, payload and result included."""
+        rows = await self._database.fetch(_ENDED, [list(task_ids), most])
+        return {task.id: task for task in map(_whole, rows)}
+
     async def cancel(self, caller: Caller, task_id: UUID) -> Task | None:
         """Cancel what has not started, ask a running task to stop; the task afterwards."""
         moved = await self._database.fetch(_CANCEL, [task_id, caller.tenant])
@@ -113,6 +125,10 @@ class PostgresTasks:
         elif await self._database.fetch(_REPLAYED_LAST, [task_id, caller.tenant]) != [(dispatch,)]:
             return None
         return await self.get(caller, task_id)
+
+
+def _whole(row: Row) -> Task:
+    return _task(row[:-2], payload=row[-2], result=row[-1])
 
 
 def _task(row: Row, payload: bytes | None = None, result: bytes | None = None) -> Task:

@@ -94,6 +94,7 @@ class MeasuredTasks:
         self.get_many = tasks.get_many
         self.find = tasks.find
         self.statuses = tasks.statuses
+        self.ended = tasks.ended
         self.replay = tasks.replay
 
     async def cancel(self, caller: Caller, task_id: UUID) -> Task | None:

@@ -35,8 +35,9 @@ class PollOutbox:
     """Pulls a batch of leased rows; gives a batch back, due again after a moment, when it is not carried on.
 
     The lease is short, so that what a dead relay held is soon another one's; a batch that takes longer than
-    others has it renewed. Polling every `poll_seconds` is the truth, a wake-up only shortens the wait. While
-    `ready` does not return, no row is leased: an outage of the broker touches none.
+    others has it renewed. Polling every `poll_seconds` is the truth, a wake-up only shortens the wait; after
+    a batch that was not full nothing is left to ask for. While `ready` does not return, no row is leased: an
+    outage of the broker touches none.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class PollOutbox:
         self._poll_seconds = poll_seconds
         self._lease_seconds = lease_seconds
         self._clock = clock or MonotonicClock()
+        self._more = True
         self._renewing: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._subscription = AsyncExitStack()
@@ -76,13 +78,15 @@ class PollOutbox:
     async def pull(self) -> Parcel[list[OutboxRow]] | None:
         """Wait for due rows; None once the relay is stopping."""
         while not self._stopping.is_set():
+            if not self._more:
+                await unless(self._stopping, self._wakeup.wait(self._poll_seconds))
             await unless(self._stopping, self._ready())
             if self._stopping.is_set():
                 break
             rows = await self._outbox.poll(self._batch_size, self._lease_seconds)
+            self._more = len(rows) >= self._batch_size
             if rows:
                 return self._parcel(rows)
-            await unless(self._stopping, self._wakeup.wait(self._poll_seconds))
         return None
 
     def _parcel(self, rows: list[OutboxRow]) -> Parcel[list[OutboxRow]]:

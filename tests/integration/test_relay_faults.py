@@ -54,6 +54,7 @@ class Relay:
             parcel = await self._poll.pull()
             assert parcel is not None
             await self._settle(await self._publish(parcel.body))
+            await self._settle.drain(10.0)
         return parcel.body
 
     async def carry_again(self) -> list[OutboxRow]:

@@ -150,6 +150,7 @@ CASES: dict[str, tuple[int, Ask]] = {
     "find failed with a rare tag": (200, find(status=Status.FAILED, tag="few")),
     "get many": (9000, lambda hands: hands.tasks.get_many(CALLER, [task(300 * n) for n in range(1, 1001)])),
     "statuses": (500, lambda hands: hands.tasks.statuses([task(3000 * n) for n in range(1, 101)])),
+    "ended": (2000, lambda hands: hands.tasks.ended([task(3000 * n) for n in range(1, 101)], 100)),
     "cancel": (50, lambda hands: hands.tasks.cancel(CALLER, task(300_002))),
     "replay": (300, lambda hands: hands.tasks.replay(CALLER, task(45), 1, "")),
     # Before PostgreSQL 17 an index is descended once for each of the 100 rows. The outbox has 2,000 pages.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -12,6 +12,7 @@ from pipeline.broker import BrokerUnavailable, Message, Publication, QueueMismat
 from pipeline.references import decode
 from pipeline.stages import PollOutbox, Publish, Published, Settle
 from pipeline.stages.publish import Withheld
+from pipeline.stages.settle import MANY
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import OutcomeUnknown, StorageError, Unavailable
 from storage.model import Caller, Capacity, OutboxRow, OutboxStatus, Priority, Status
@@ -59,8 +60,10 @@ async def test_a_batch_that_cannot_be_carried_on_is_due_again_and_has_cost_nothi
         parcel = await poll.pull()
         assert parcel is not None
         await parcel.settle(BrokerUnavailable("away"))
+        pulling = asyncio.create_task(poll.pull())
+        await clock.advance(0)
         await clock.advance(2)
-        again = await poll.pull()
+        again = await asyncio.wait_for(pulling, timeout=0.5)
         assert again is not None
         assert (again.body[0].id, again.body[0].attempts) == (parcel.body[0].id, 0)
 
@@ -170,6 +173,28 @@ async def test_without_a_wakeup_rows_are_found_by_looking_now_and_then() -> None
         await clock.advance(1.0)
         assert await asyncio.wait_for(pulling, timeout=0.5) is not None
     assert looks <= 5
+
+
+@pytest.mark.parametrize(("due", "polls"), [(5, 2), (4, 1)])
+async def test_who_found_fewer_rows_than_it_takes_waits_for_more(due: int, polls: int) -> None:
+    clock, looks = ManualClock(), 0
+    ledger = MemoryLedger(clock)
+    original = ledger.outbox.poll
+
+    async def look(most: int, lease_seconds: float) -> list[OutboxRow]:
+        nonlocal looks
+        looks += 1
+        return await original(most, lease_seconds)
+
+    ledger.outbox.poll = look  # type: ignore[method-assign]  # counted
+    await ledger.submissions.submit([submission() for _ in range(due)])
+    async with PollOutbox(ledger.outbox, ledger.signals, batch_size=5) as poll:
+        assert await poll.pull() is not None
+        pulling = asyncio.create_task(poll.pull())
+        await clock.advance(0)
+        assert looks == polls
+        await ledger.submissions.submit([submission()])
+        assert await asyncio.wait_for(pulling, timeout=0.5) is not None
 
 
 async def test_a_relay_that_stops_waits_neither_for_rows_nor_for_the_broker() -> None:
@@ -353,7 +378,9 @@ async def test_settle_lets_go_of_the_confirmed_and_keeps_the_rest() -> None:
     submissions = [submission(), submission(), submission()]
     await ledger.submissions.submit(submissions)
     confirmed, unsent, undeliverable = await ledger.outbox.poll(10, 30)
-    await Settle(ledger.outbox, most_attempts=1)(Published([confirmed], [unsent], [undeliverable]))
+    settle = Settle(ledger.outbox, most_attempts=1)
+    await settle(Published([confirmed], [unsent], [undeliverable]))
+    await settle.drain(1.0)
     left = await ledger.outbox.find(CALLER, status=None, before=None, limit=10)
     by_task = {row.task_id: row for row in left if row.route != "tasks.dlq"}
     assert set(by_task) == {unsent.task_id, undeliverable.task_id}
@@ -365,6 +392,65 @@ async def test_settle_lets_go_of_the_confirmed_and_keeps_the_rest() -> None:
     assert [status for _, status in statuses.values()] == [Status.PENDING, Status.NEW, Status.FAILED]
 
 
+class Settled:
+    """An outbox that remembers by which calls rows were settled; the first ones fail as told."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self._failures = list(failures)
+        self.calls: list[int] = []
+
+    async def settle(self, confirmed: Sequence[tuple[int, float]]) -> None:
+        self.calls.append(len(confirmed))
+        if self._failures:
+            raise self._failures.pop(0)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(name)
+
+
+async def test_a_few_rows_are_settled_together_a_moment_later() -> None:
+    clock, outbox = ManualClock(), Settled()
+    settle = Settle(outbox, linger_seconds=0.05, clock=clock)
+    await settle(Published(confirmed=rows(2)))
+    await clock.advance(0.04)
+    await settle(Published(confirmed=rows(3)))
+    assert outbox.calls == []
+    await clock.advance(0.02)
+    assert outbox.calls == [5]
+    await settle(Published(confirmed=rows(1)))
+    await clock.advance(0.06)
+    assert outbox.calls == [5, 1]
+
+
+async def test_a_backlog_is_settled_at_once() -> None:
+    outbox = Settled()
+    await Settle(outbox, clock=ManualClock())(Published(confirmed=rows(MANY)))
+    assert outbox.calls == [MANY]
+
+
+async def test_rows_that_linger_are_settled_when_the_relay_stops() -> None:
+    outbox = Settled()
+    settle = Settle(outbox, clock=ManualClock())
+    await settle(Published(confirmed=rows(2)))
+    await settle.drain(1.0)
+    assert outbox.calls == [2]
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), OutcomeUnknown("lost")])
+async def test_rows_that_linger_are_settled_however_long_the_database_is_away(error: StorageError) -> None:
+    clock, outbox = ManualClock(), Settled(error, error)
+    settle = Settle(outbox, clock=clock)
+    await settle(Published(confirmed=rows(2)))
+    await clock.advance(0.06)
+    await settle(Published(confirmed=rows(1)))
+    for _ in range(8):
+        await clock.advance(0.1)
+    assert outbox.calls == [2, 3, 3]
+    await settle(Published(confirmed=rows(4)))
+    await clock.advance(0.06)
+    assert outbox.calls[3:] == [4]
+
+
 async def test_what_waits_in_a_retry_queue_counts_as_queued_when_it_leaves_it() -> None:
     clock, worker_id = ManualClock(), uuid4()
     ledger = MemoryLedger(clock)
@@ -374,7 +460,9 @@ async def test_what_waits_in_a_retry_queue_counts_as_queued_when_it_leaves_it() 
     [claimed] = await ledger.runs.claim([first.reference], worker_id, ["echo"])
     await ledger.runs.record([retry(claimed, 30)])
     [again] = await ledger.outbox.poll(10, 30)
-    await Settle(ledger.outbox)(Published(confirmed=[again]))
+    settle = Settle(ledger.outbox)
+    await settle(Published(confirmed=[again]))
+    await settle.drain(1.0)
     await clock.advance(29)
     assert await ledger.upkeep.resend(Priority.MEDIUM, None, 10) == 0
     await clock.advance(2)

@@ -134,6 +134,12 @@ class MemoryTasks:
         rows = (self._state.tasks.get(task_id) for task_id in task_ids)
         return {row.asked.id: (row.asked.tenant, row.status) for row in rows if row}
 
+    async def ended(self, task_ids: Sequence[UUID], most: int) -> dict[UUID, Task]:
+        """Read which of many tasks have ended, payload and result included."""
+        rows = [self._state.tasks.get(task_id) for task_id in dict.fromkeys(task_ids)]
+        ended = [row for row in rows if row and row.status.terminal]
+        return {row.asked.id: row.shown(whole=True) for row in ended[:most]}
+
     async def cancel(self, caller: Caller, task_id: UUID) -> Task | None:
         """Cancel what has not started, ask a running task to stop; the task afterwards."""
         row = self._state.seen_by(caller, task_id)

@@ -23,6 +23,7 @@ from storage.runs import DECLARED_DEAD_SECONDS, PAUSED_SECONDS, UNKNOWN_KIND_SEC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from pipeline.testing.ledger.state import State, TaskRow
@@ -140,17 +141,20 @@ def _run(row: TaskRow) -> Run:
         replay=row.replay,
         tenant=asked.tenant,
         trace_context=asked.trace_context,
-        queued_at=min(row.queued_at, row.started_at) if row.queued_at and row.started_at else row.queued_at,
+        queued_at=min(row.queued_at or _made_at(row), row.started_at or row.created_at),
         waited_seconds=_waited_seconds(row),
     )
 
 
+def _made_at(row: TaskRow) -> datetime:
+    """Tell from when on a task could be queued for the first time."""
+    return max(row.due_at or row.created_at, row.created_at)
+
+
 def _waited_seconds(row: TaskRow) -> float:
     started_at = row.started_at or row.created_at  # a claim has set it
-    if row.due_at is None and row.replay:
-        due_at = row.queued_at or started_at
-    else:
-        due_at = max(row.due_at or row.created_at, row.created_at)
+    replayed = row.due_at is None and row.replay
+    due_at = row.queued_at or started_at if replayed else _made_at(row)
     return (started_at - due_at).total_seconds()
 
 

@@ -200,6 +200,20 @@ async def test_statuses_are_read_for_many_with_their_tenants(ledger: Ledger, wal
     assert await ledger.tasks.statuses([]) == {}
 
 
+async def test_of_many_tasks_those_that_have_ended_are_read_whole(ledger: Ledger, walk: Walk) -> None:
+    completed = await walk.completed()
+    ends = [completed, await walk.cancelled(), await walk.failed()]
+    others = [await walk.new(), await walk.pending(), (await walk.running()).task_id]
+    ids = [builders.task_id(), *(each.id for each in ends), others[0].id, others[1].id, others[2]]
+
+    ended = await ledger.tasks.ended(ids, 10)
+
+    assert ended == {each.id: await ledger.tasks.get(CALLER, each.id) for each in ends}
+    assert (ended[completed.id].payload, ended[completed.id].result) == (b'{"n": 1}', b"null")
+    assert len(await ledger.tasks.ended(ids, 2)) == 2
+    assert await ledger.tasks.ended([], 10) == {}
+
+
 @pytest.mark.parametrize("status", [Status.NEW, Status.PENDING])
 async def test_what_waits_is_cancelled_and_its_reference_refused(
     ledger: Ledger, walk: Walk, status: Status

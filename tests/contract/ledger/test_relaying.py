@@ -228,8 +228,8 @@ async def test_a_message_may_overtake_the_mark(ledger: Ledger, walk: Walk) -> No
     await ledger.outbox.settle([(row.id, 0.0)])
 
     assert await walk.seen(task.id) == (before, [], [])
-    assert run.queued_at is None
-    assert (await walk.claim(task)).queued_at is None
+    assert run.queued_at == task.created_at
+    assert (await walk.claim(task)).queued_at == task.created_at
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.CANCELLED])
