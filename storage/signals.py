@@ -71,7 +71,7 @@ class PostgresSignals:
             while True:
                 self._again.discard(channel)
                 with contextlib.suppress(StorageError):
-                    await self._database.fetch(_NOTIFY[channel])
+                    await self._database.tell(_NOTIFY[channel])
                 await asyncio.sleep(INTERVAL_SECONDS)
                 if channel not in self._again:
                     return

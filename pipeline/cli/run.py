@@ -1,8 +1,11 @@
 """`baton run`: the service itself, from its settings to a drained stop."""
 
+import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,12 +33,28 @@ def run(context: typer.Context, embedded: Embedded = False) -> None:
 
     Exit codes: 0 stopped as asked, 1 it could not start or go on, 2 settings that cannot be used.
     """
+    # One thread carries the driver's bytes; each more is one more to wake, a tenth of a short call.
+    os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
     # `baton --help` must not wait for what a server needs.
-    from pipeline import logs  # noqa: PLC0415 - as said above
+    with _hidden("rich"):
+        from pipeline import logs  # noqa: PLC0415 - as said above
 
     settings = load_settings(embedded=embedded).settings
     logs.configure(settings.log_format, settings.log_level)
     _serve(settings, Outside.of(context).serve or import_module("pipeline.service").serve)
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Keep a module from being found: rich, which structlog would import unused, is a quarter of a start."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # as the import system documents it
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def _serve(settings: "Settings", serve: "Serve") -> None:
@@ -74,11 +93,11 @@ def _announce(settings: "Settings", url: str, operators: str) -> None:
     """Say where everything is; machines that read the log are told in it."""
     import structlog  # noqa: PLC0415 - `baton --help` must not wait for it
 
-    from pipeline.cli.screen import Screen  # noqa: PLC0415 - as above
-
     if settings.log_format == "json":
         structlog.get_logger().info("listening", url=url, operators=operators)
     else:
+        from pipeline.cli.screen import Screen  # noqa: PLC0415 - as above
+
         Screen().say("\n".join(_places(settings, url, operators)))
 
 

@@ -4,6 +4,8 @@ import contextlib
 import json
 import logging
 import shlex
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -269,3 +271,15 @@ class TestMigrate:
         result = baton("migrate", EMBEDDED="true")
         assert result.exit_code == 2
         assert "baton run" in result.stderr
+
+
+def test_a_start_waits_for_no_tracebacks_in_colour() -> None:
+    script = (
+        "import sys\n"
+        "from pipeline.cli.run import _hidden\n"
+        "with _hidden('rich'):\n"
+        "    import pipeline.logs\n"
+        "assert 'rich' not in sys.modules\n"
+        "import rich.console\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

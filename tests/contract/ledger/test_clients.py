@@ -203,8 +203,8 @@ async def test_statuses_are_read_for_many_with_their_tenants(ledger: Ledger, wal
 async def test_of_many_tasks_those_that_have_ended_are_read_whole(ledger: Ledger, walk: Walk) -> None:
     completed = await walk.completed()
     ends = [completed, await walk.cancelled(), await walk.failed()]
-    others = [await walk.new(), await walk.pending(), (await walk.running()).task_id]
-    ids = [builders.task_id(), *(each.id for each in ends), others[0].id, others[1].id, others[2]]
+    new, pending, running = await walk.new(), await walk.pending(), await walk.running()
+    ids = [builders.task_id(), *(each.id for each in ends), new.id, pending.id, running.task_id]
 
     ended = await ledger.tasks.ended(ids, 10)
 
