@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+WRITERS = 2
+"""So many groups of a backlog are written at once, for one is made ready while the other is written."""
+
 Batch = Sequence[Submission]
 Answer = Accepted | KeyReused
 Answers = Sequence[Answer] | LockTimeout
@@ -40,7 +43,7 @@ class Intake:
     def __init__(self, submissions: Submissions, admission: Admission) -> None:
         self._submissions = submissions
         self._admission = admission
-        self._plain: GroupCommit[Batch, Answers] = GroupCommit(self._write)
+        self._plain: GroupCommit[Batch, Answers] = GroupCommit(self._write, writers=WRITERS)
         self._keyed: GroupCommit[Batch, Answers] = GroupCommit(self._write_keyed)
         self._repeated: GroupCommit[Batch, Known] = GroupCommit(self._find_repeated)
 

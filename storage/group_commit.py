@@ -37,7 +37,7 @@ class GroupCommit(Generic[Item, Answer]):
     several rows, and is never divided. A group that is Refused is halved until the guilty item stands
     alone and its waiter gets the error. After OutcomeUnknown or Unavailable the same group is written
     again, never halved: its rows may be in. Any other failure goes to every waiter of the group. A waiter
-    that leaves does not stop its write.
+    that leaves does not stop its write. Where a full group waits, up to `writers` write side by side.
     """
 
     def __init__(
@@ -48,14 +48,16 @@ class GroupCommit(Generic[Item, Answer]):
         most_bytes: int = 4 << 20,
         waiting_rows: int = 20_000,
         waiting_bytes: int = 64 << 20,
+        writers: int = 1,
     ) -> None:
         self._write = write
         self._most_rows, self._most_bytes = most_rows, most_bytes
         self._waiting_rows, self._waiting_bytes = waiting_rows, waiting_bytes
         self._queue: deque[_Waiting[Item, Answer]] = deque()
-        self._rows = 0
+        self._rows = self._queued_rows = 0
         self._bytes = 0
-        self._writer: asyncio.Task[None] | None = None
+        self._most_writers = writers
+        self._writers: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
@@ -72,28 +74,33 @@ class GroupCommit(Generic[Item, Answer]):
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(item, size_bytes, rows, answer))
         self._rows += rows
+        self._queued_rows += rows
         self._bytes += size_bytes
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write_all())
+        if not self._writers or (self._full_group_waits() and len(self._writers) < self._most_writers):
+            self._writers.add(asyncio.create_task(self._write_all()))
         return await answer
 
     async def close(self, grace_seconds: float) -> None:
         """Take nothing on any more and let what waits become durable within the grace."""
         self._closed = True
-        if self._writer is not None:
-            await asyncio.wait({self._writer}, timeout=grace_seconds)
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.wait({self._writer})
+        if self._writers:
+            await asyncio.wait(self._writers, timeout=grace_seconds)
+        if late := set(self._writers):
+            for writer in late:
+                writer.cancel()
+            await asyncio.wait(late)
+
+    def _full_group_waits(self) -> bool:
+        return self._queued_rows >= self._most_rows
 
     async def _write_all(self) -> None:
         try:
-            while self._queue:
+            while self._queue and (len(self._writers) == 1 or self._full_group_waits()):
                 await self._write_group(self._take())
         finally:
-            self._writer = None
+            self._writers.discard(asyncio.current_task())
             # Only after a cancelled writer is anything left; whoever waits for it must not wait for ever.
-            while self._queue:
+            while self._queue and not self._writers:
                 self._answer(self._take(), Closed("the process stopped before this was durable"))
 
     def _take(self) -> list[_Waiting[Item, Answer]]:
@@ -105,6 +112,7 @@ class GroupCommit(Generic[Item, Answer]):
             if group and (size_bytes > self._most_bytes or rows > self._most_rows):
                 break
             group.append(self._queue.popleft())
+            self._queued_rows -= group[-1].rows
         return group
 
     async def _write_group(self, group: list[_Waiting[Item, Answer]]) -> None:

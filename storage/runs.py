@@ -46,7 +46,7 @@ DECLARED_DEAD_SECONDS = 1.0
 # doubles a message. The sums keep the planner from the indexes by status.
 _CLAIM = """
 WITH wanted AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::int[]) WITH ORDINALITY AS w(id, dispatch, place) ORDER BY id
+    SELECT * FROM unnest($1::text[]::uuid[], $2::int[]) WITH ORDINALITY AS w(id, dispatch, place) ORDER BY id
 ), rules AS MATERIALIZED (
     SELECT ARRAY(SELECT paused FROM queues ORDER BY priority) AS paused,
            EXISTS (SELECT FROM workers WHERE id = $3 AND dead_at IS NOT NULL) AS dead
@@ -86,8 +86,9 @@ _MOVED = "SELECT coalesce(array_agg(place), '{}'), coalesce(array_agg(status), '
 _RECORD = (
     """
 WITH given AS (
-    SELECT * FROM unnest($1::uuid[], $2::int[], $3::int[], $4::int[], $5::int[], $6::text[], $7::float8[],
-                         $8::float8[], $9::text[], $10::text[], $11::text[], $12::text[]) WITH ORDINALITY
+    SELECT * FROM unnest($1::text[]::uuid[], $2::int[], $3::int[], $4::int[], $5::int[], $6::text[],
+                         $7::float8[], $8::float8[], $9::text[], $10::text[], $11::text[], $12::text[])
+         WITH ORDINALITY
     AS g(id, dispatch, status, attempts, postponements, route, due_seconds, hold_seconds,
          result, reason, error_type, error_message, place)
 ), ending AS (
@@ -104,7 +105,7 @@ WITH ending AS (
     SELECT *, true AS running, 3 AS status, 0 AS attempts, 0 AS losses, 0 AS postponements,
            NULL::text AS route, 0::float8 AS due_seconds, 0::float8 AS hold_seconds, NULL::text AS reason,
            NULL::text AS error_type, NULL::text AS error_message
-    FROM unnest($1::uuid[], $2::int[], $3::text[]) WITH ORDINALITY AS g(id, dispatch, result, place)
+    FROM unnest($1::text[]::uuid[], $2::int[], $3::text[]) WITH ORDINALITY AS g(id, dispatch, result, place)
     ORDER BY id
 )"""
     + ENDING
@@ -115,8 +116,8 @@ WITH ending AS (
 # and of that run the task shows what the verdict says, and nothing that a rescue said.
 _RECORDED_BEFORE = """
 SELECT g.place, CASE WHEN t.dispatch = g.dispatch THEN t.status ELSE 1 END
-FROM unnest($1::uuid[], $2::int[], $3::int[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[],
-            $9::int[])
+FROM unnest($1::text[]::uuid[], $2::int[], $3::int[], $4::int[], $5::text[], $6::text[], $7::text[],
+            $8::text[], $9::int[])
     AS g(id, dispatch, replay, status, result, reason, error_type, error_message, place)
 JOIN tasks t ON t.id = g.id AND t.replay = g.replay
 WHERE t.started_at IS NOT NULL
@@ -135,7 +136,7 @@ AND (g.result IS NULL OR EXISTS (
 _RELEASE = (
     """
 WITH given AS (
-    SELECT * FROM unnest($1::uuid[], $2::int[]) AS g(id, dispatch)
+    SELECT * FROM unnest($1::text[]::uuid[], $2::int[]) AS g(id, dispatch)
 ), ending AS (
     SELECT t.id, t.dispatch, true AS running, 0 AS place, 1 AS status, 0 AS attempts, 0 AS losses,
            0 AS postponements, NULL::text AS route,
@@ -152,7 +153,7 @@ WITH given AS (
 _HAND_BACK = """
 INSERT INTO outbox (task_id, dispatch, priority, route, available_at)
 SELECT t.id, t.dispatch, t.priority, q.name, now() + make_interval(secs => $3::float8)
-FROM unnest($1::uuid[], $2::int[]) AS g(id, dispatch)
+FROM unnest($1::text[]::uuid[], $2::int[]) AS g(id, dispatch)
 JOIN tasks t ON t.id = g.id AND t.dispatch = g.dispatch JOIN queues q ON q.priority = t.priority
 WHERE t.status IN (0, 1) RETURNING 1
 """
@@ -219,7 +220,11 @@ class PostgresRuns:
 
 
 def _columns(references: Sequence[Reference]) -> list[list[object]]:
-    return [[reference.task_id for reference in references], [reference.dispatch for reference in references]]
+    """Lay references out as parameters; ids as text, for which the driver takes a third of the time."""
+    return [
+        [reference.task_id.hex for reference in references],
+        [reference.dispatch for reference in references],
+    ]
 
 
 def _transposed(rows: Iterable[tuple[object, ...]]) -> list[list[object]]:
@@ -270,7 +275,8 @@ def _ending(verdict: Verdict) -> tuple[object, ...]:
             pass
     told = (str(failure.reason), failure.type, failure.message) if failure else (None, None, None)
     moves = (int(status), attempts, postponements, route, due_seconds, hold_seconds)
-    return (*verdict.run.reference, *moves, result, *told)
+    task_id, dispatch = verdict.run.reference
+    return (task_id.hex, dispatch, *moves, result, *told)
 
 
 def _trace(verdict: Verdict) -> tuple[object, ...]:

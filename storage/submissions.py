@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from storage.model import Submission
     from storage.signals import PostgresSignals
 
-# ON CONFLICT (id): the same group written again after a lost reply changes nothing.
+# ON CONFLICT (id): the same group written again after a lost reply changes nothing. Ids come as text,
+# for which the driver takes a third of the time.
 _SUBMIT = """
 WITH given AS (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::int[], $6::int[], $7::float8[],
-                         $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[], $13::float8[],
-                         $14::text[], $15::text[], $16::text[], $17::int[]) WITH ORDINALITY
+    SELECT * FROM unnest($1::text[]::uuid[], $2::text[], $3::text[], $4::int[], $5::int[], $6::int[],
+                         $7::float8[], $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[],
+                         $13::float8[], $14::text[], $15::text[], $16::text[], $17::int[]) WITH ORDINALITY
     AS g(id, tenant, kind, kind_version, priority, max_retries, timeout_seconds,
          name, description, tags, payload, run_at, delay_seconds, trace_context, key, fingerprint,
          request, place)
@@ -164,7 +165,7 @@ def _requests(submissions: Sequence[Submission]) -> list[int]:
 def _columns(submissions: Sequence[Submission]) -> list[list[object]]:
     rows = [
         (
-            s.id,
+            s.id.hex,
             s.tenant,
             s.kind,
             s.kind_version,

@@ -108,6 +108,44 @@ async def test_a_group_is_bounded_in_items_and_in_bytes() -> None:
     assert [len(group) for group in writer.groups] == [2, 2, 2, 1]
 
 
+async def test_a_second_writer_helps_where_a_full_group_waits() -> None:
+    writer = Writer(held=True)
+    commit = GroupCommit(writer, most_rows=3, writers=2)
+    waiting = [asyncio.create_task(commit.add(1))]
+    await eventually(lambda: writer.groups == [[1]])
+    waiting += [asyncio.create_task(commit.add(number)) for number in (2, 3)]
+    await eventually(lambda: commit.waiting == 3)
+    assert writer.groups == [[1]]  # two rows are no full group: they wait, and gather
+    waiting += [asyncio.create_task(commit.add(number)) for number in range(4, 9)]
+    await eventually(lambda: commit.waiting == 8)
+    assert writer.groups == [[1], [2, 3, 4]]
+    writer.go.set()
+    assert await asyncio.gather(*waiting) == [number * 2 for number in range(1, 9)]
+    assert commit.waiting == 0
+
+
+async def test_whatever_many_writers_leave_is_written_by_the_last() -> None:
+    writer = Writer(held=True)
+    commit = GroupCommit(writer, most_rows=2, writers=3)
+    waiting = [asyncio.create_task(commit.add(number)) for number in range(8)]
+    await eventually(lambda: len(writer.groups) == 3)
+    waiting.append(asyncio.create_task(commit.add(8)))
+    await asyncio.sleep(0)
+    writer.go.set()
+    assert await asyncio.gather(*waiting) == [number * 2 for number in range(9)]
+    assert await commit.add(9) == 18
+    await commit.close(1.0)
+
+
+async def test_all_writers_are_waited_for_and_then_cancelled() -> None:
+    writer = Writer(held=True)
+    commit = GroupCommit(writer, most_rows=1, writers=2)
+    adding = asyncio.create_task(add_all(commit, [1, 2, 3]))
+    await eventually(lambda: len(writer.groups) == 2)
+    await commit.close(0.01)
+    assert [type(answer) for answer in await adding] == [Closed, Closed, Closed]
+
+
 async def test_an_item_weighs_its_rows_and_is_not_divided() -> None:
     writer = Writer(held=True)
     commit = GroupCommit(writer, most_rows=3, waiting_rows=10)
