@@ -14,7 +14,7 @@ from gateway.deadline import Late
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 log = structlog.get_logger()
 
@@ -24,7 +24,16 @@ RETRY_SECONDS = 5.0
 _VERSION = 0x7 << 76
 _VARIANT = 0b10 << 62
 _TAIL_BITS = 74
+_DRAW_BYTES = 9
 _LOW = (1 << 62) - 1
+
+
+def _draws() -> Iterator[int]:
+    """Draw 72 random bits, so that a tail can rise; many at once, for a call of the system is slow."""
+    while True:
+        drawn = os.urandom(_DRAW_BYTES * 256)
+        for start in range(0, len(drawn), _DRAW_BYTES):
+            yield int.from_bytes(drawn[start : start + _DRAW_BYTES], "big")
 
 
 class Ids:
@@ -39,11 +48,12 @@ class Ids:
         self._now_ns = now_ns
         self._last_ms = 0
         self._tail = 0
+        self._draws = _draws()
 
     def new(self) -> UUID:
         """Make an id that sorts behind all this process has made before, also when the clock steps back."""
         now_ms = (self._now_ns() + int(self.offset_seconds * 1e9)) // 1_000_000
-        random = int.from_bytes(os.urandom(9), "big")  # 72 bits, so that the tail has room to rise
+        random = next(self._draws)
         if now_ms > self._last_ms:
             self._last_ms, self._tail = now_ms, random
         else:

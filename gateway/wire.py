@@ -1,11 +1,13 @@
 """HTTP on the wire: uvicorn's httptools protocol, with the bounds and error bodies that it leaves out.
 
 httptools bounds neither the size of a request's head nor the time a request takes, and uvicorn answers what
-it cannot parse in plain text. Most requests come in one piece: they cost no timer.
+it cannot parse in plain text. Most requests come in one piece: they cost no timer. It also writes head and
+body of an answer one by one, each a call of the system; here they leave together.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -13,7 +15,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from gateway.problems import MEDIA_TYPE, Problem, ProblemType, body_of
 
 if TYPE_CHECKING:
-    import asyncio
     from asyncio import TimerHandle
 
 MOST_HEAD_BYTES = 16 * 1024
@@ -24,6 +25,48 @@ _TOO_LARGE = Problem(ProblemType.HEAD_TOO_LARGE, f"allowed: up to {MOST_HEAD_BYT
 _TOO_SLOW = Problem(
     ProblemType.BODY_TIMEOUT, f"request line and headers were not complete after {HEAD_SECONDS:g} seconds"
 )
+
+
+class Gathering(asyncio.Transport):
+    """A transport that sends what is written within one turn of the loop in one piece."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._written: list[bytes | bytearray | memoryview] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send it soon."""
+        if not self._written:
+            self._loop.call_soon(self._flush)
+        self._written.append(data)
+
+    def close(self) -> None:
+        """Send what was written, then close."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Tell whether it is closed or will be."""
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        """Take nothing from the socket for a while."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take from the socket again."""
+        self._transport.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Tell what is known of the socket."""
+        return self._transport.get_extra_info(name, default)
+
+    def _flush(self) -> None:
+        if self._written:
+            data, self._written = b"".join(self._written), []
+            self._transport.write(data)
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -41,7 +84,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         """Start the clock for the first head."""
-        super().connection_made(transport)
+        super().connection_made(Gathering(transport, self.loop))
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
