@@ -176,7 +176,7 @@ def _limit_rows(found: Results) -> Iterator[tuple[object, ...]]:
 
 
 STEPS = {
-    "bare": "the rows of a task into tables with nothing but primary keys",
+    "bare": "the rows of a task by a plain INSERT of arrays",
     "submit": "the statement of the gateway",
     "relay": "poll and settle",
     "claim": "claim",

@@ -35,22 +35,16 @@ LEASE_SECONDS = 30.0
 KINDS = ("echo", "sleep", "fail")
 WORKER = UUID(int=1)
 
-_BARE_TABLES = (
-    """CREATE TABLE bare_tasks (id uuid PRIMARY KEY, kind text NOT NULL, priority smallint NOT NULL,
-       status smallint NOT NULL DEFAULT 0, created_at timestamptz NOT NULL DEFAULT now())""",
-    "CREATE TABLE bare_payloads (task_id uuid PRIMARY KEY, body bytea NOT NULL)",
-    """CREATE TABLE bare_outbox (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, task_id uuid NOT NULL,
-       dispatch int NOT NULL, route text NOT NULL)""",
-)
 _BARE = """
 WITH given AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::text[]) AS g(id, kind, priority, payload)
 ), made AS (
-    INSERT INTO bare_tasks (id, kind, priority) SELECT id, kind, priority FROM given
+    INSERT INTO tasks (id, kind, priority, max_retries, timeout_seconds)
+    SELECT id, kind, priority, 3, 300 FROM given
 ), kept AS (
-    INSERT INTO bare_payloads (task_id, body) SELECT id, convert_to(payload, 'UTF8') FROM given
+    INSERT INTO payloads (task_id, kind, body) SELECT id, kind, convert_to(payload, 'UTF8') FROM given
 )
-INSERT INTO bare_outbox (task_id, dispatch, route) SELECT id, 1, 'tasks.medium' FROM given
+INSERT INTO outbox (task_id, dispatch, priority, route) SELECT id, 1, priority, 'tasks.medium' FROM given
 """
 
 
@@ -65,7 +59,7 @@ class Speed(msgspec.Struct, frozen=True):
 class Statements(msgspec.Struct, frozen=True):
     """Each step of a task in the database: its way in, poll and settle, claim, verdict; and a bare insert.
 
-    `bare` writes the same rows, task, payload and outbox row, into tables with a primary key and no more.
+    `bare` writes the same rows, task, payload and outbox row, into the same tables, and asks for nothing.
     """
 
     bare: Speed
@@ -150,8 +144,6 @@ class Life:
         )
 
     async def _bare(self) -> Speed:
-        for table in _BARE_TABLES:
-            await self._scene.fetch(table)
         calls = [
             [
                 [each.id for each in batch],
@@ -161,7 +153,9 @@ class Life:
             ]
             for batch in self._batches
         ]
-        return await self._measured(BATCH, Statement(_BARE, calls))
+        measured = await self._measured(BATCH, Statement(_BARE, calls))
+        await self._scene.fetch("TRUNCATE tasks, payloads, outbox")
+        return measured
 
     async def _submit(self) -> Speed:
         calls = (self._ledger.submissions.submit(batch) for batch in self._batches)

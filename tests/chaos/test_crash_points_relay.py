@@ -117,7 +117,9 @@ async def test_a_retry_that_was_published_and_not_settled_is_neither_early_nor_r
     relay = Crash(deployed, "relay.after_confirm_of_retry", "relay")
     await relay.start()
     async with relay.there():
-        assert await outbox(deployed) == [(2, RETRY, True)]
+        # The row of the first hand-over lingers for 50 ms after its confirm, and may still be there.
+        rows = await outbox(deployed)
+        assert rows in ([(2, RETRY, True)], [(1, WORK, True), (2, RETRY, True)])
     await expire_row_leases(deployed)
     await relay.start()
     assert await deployed.all_ended(1) == {"FAILED": 1}

@@ -60,6 +60,7 @@ async def life(ledger: PostgresLedger) -> None:
     assert (await ledger.tasks.get_many(CALLER, [one.id for one in ones])).keys() == {one.id for one in ones}
     assert (await ledger.tasks.find(CALLER, TaskFilter(status=Status.FAILED))).tasks
     assert await ledger.tasks.statuses([one.id for one in ones])
+    assert (await ledger.tasks.ended([one.id for one in ones], 10)).keys() == {ones[0].id, ones[1].id}
     assert await ledger.tasks.cancel(CALLER, run.task_id)
     assert await ledger.tasks.replay(CALLER, runs[1].task_id, 1, "why")
     assert await ledger.tasks.replay(CALLER, runs[1].task_id, 1, "why")
