@@ -25,6 +25,10 @@ log = structlog.get_logger()
 GIVE_BACK_SECONDS = 1.0
 LEASE_SECONDS = 5.0
 """How long a dead relay keeps others from its rows; one that lives renews, and seldom has to."""
+RESTS = 4
+"""From a poll that found few rows to the next it takes so many times as long as the poll itself: a busy
+database is asked less often for more, and all that follows carries more at a time.
+"""
 
 
 async def _at_once() -> None:
@@ -59,6 +63,7 @@ class PollOutbox:
         self._lease_seconds = lease_seconds
         self._clock = clock or MonotonicClock()
         self._more = True
+        self._rest_until = 0.0
         self._renewing: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._subscription = AsyncExitStack()
@@ -80,10 +85,13 @@ class PollOutbox:
         while not self._stopping.is_set():
             if not self._more:
                 await unless(self._stopping, self._wakeup.wait(self._poll_seconds))
+                await unless(self._stopping, self._clock.sleep(self._rest_until - self._clock.now()))
             await unless(self._stopping, self._ready())
             if self._stopping.is_set():
                 break
+            polled_at = self._clock.now()
             rows = await self._outbox.poll(self._batch_size, self._lease_seconds)
+            self._rest_until = polled_at + RESTS * (self._clock.now() - polled_at)
             self._more = len(rows) >= self._batch_size
             if rows:
                 return self._parcel(rows)

@@ -11,6 +11,7 @@ import pytest
 from pipeline.broker import BrokerUnavailable, Message, Publication, QueueMismatch
 from pipeline.references import decode
 from pipeline.stages import PollOutbox, Publish, Published, Settle
+from pipeline.stages.poll_outbox import RESTS
 from pipeline.stages.publish import Withheld
 from pipeline.stages.settle import MANY
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
@@ -195,6 +196,28 @@ async def test_who_found_fewer_rows_than_it_takes_waits_for_more(due: int, polls
         assert looks == polls
         await ledger.submissions.submit([submission()])
         assert await asyncio.wait_for(pulling, timeout=0.5) is not None
+
+
+async def test_a_relay_rests_after_a_poll_for_few_rows_by_how_long_it_took() -> None:
+    clock, polled_at = ManualClock(), list[float]()
+    ledger = MemoryLedger(clock)
+    original = ledger.outbox.poll
+
+    async def slow(most: int, lease_seconds: float) -> list[OutboxRow]:
+        polled_at.append(clock.now())
+        await clock.sleep(0.1)
+        return await original(most, lease_seconds)
+
+    ledger.outbox.poll = slow  # type: ignore[method-assign]  # timed
+    await ledger.submissions.submit([submission()])
+    async with PollOutbox(ledger.outbox, ledger.signals, clock=clock) as poll:
+        for _ in range(2):
+            pulling = asyncio.create_task(poll.pull())
+            while not pulling.done():
+                await clock.advance(0.05)
+            await ledger.submissions.submit([submission()])
+    first, second = polled_at
+    assert second - first == pytest.approx(RESTS * 0.1, abs=0.06)
 
 
 async def test_a_relay_that_stops_waits_neither_for_rows_nor_for_the_broker() -> None:
