@@ -85,7 +85,8 @@ class PollOutbox:
         while not self._stopping.is_set():
             if not self._more:
                 await unless(self._stopping, self._wakeup.wait(self._poll_seconds))
-                await unless(self._stopping, self._clock.sleep(self._rest_until - self._clock.now()))
+                if (rest_seconds := self._rest_until - self._clock.now()) > 0:
+                    await unless(self._stopping, self._clock.sleep(rest_seconds))
             await unless(self._stopping, self._ready())
             if self._stopping.is_set():
                 break

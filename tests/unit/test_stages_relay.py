@@ -53,6 +53,21 @@ def rows(count: int, route: str = "tasks.high") -> list[OutboxRow]:
     ]
 
 
+def watched(ledger: MemoryLedger, clock: ManualClock, seconds: float = 0.0) -> list[float]:
+    """Let each poll take so long; when they were made, by the clock."""
+    polled_at = list[float]()
+    original = ledger.outbox.poll
+
+    async def poll(most: int, lease_seconds: float) -> list[OutboxRow]:
+        polled_at.append(clock.now())
+        if seconds:
+            await clock.sleep(seconds)
+        return await original(most, lease_seconds)
+
+    ledger.outbox.poll = poll  # type: ignore[method-assign]  # watched
+    return polled_at
+
+
 async def test_a_batch_that_cannot_be_carried_on_is_due_again_and_has_cost_nothing() -> None:
     clock = ManualClock()
     ledger = MemoryLedger(clock)
@@ -155,16 +170,9 @@ async def test_a_wakeup_shortens_the_wait_for_rows() -> None:
 
 
 async def test_without_a_wakeup_rows_are_found_by_looking_now_and_then() -> None:
-    clock, looks = ManualClock(), 0
+    clock = ManualClock()
     ledger = MemoryLedger(clock)
-    original = ledger.outbox.poll
-
-    async def look(most: int, lease_seconds: float) -> list[OutboxRow]:
-        nonlocal looks
-        looks += 1
-        return await original(most, lease_seconds)
-
-    ledger.outbox.poll = look  # type: ignore[method-assign]  # counted
+    polled_at = watched(ledger, clock)
     await ledger.submissions.submit([submission(delay_seconds=2.5)])
     async with PollOutbox(ledger.outbox, ledger.signals, poll_seconds=1.0) as poll:
         pulling = asyncio.create_task(poll.pull())
@@ -173,42 +181,28 @@ async def test_without_a_wakeup_rows_are_found_by_looking_now_and_then() -> None
             assert not pulling.done()
         await clock.advance(1.0)
         assert await asyncio.wait_for(pulling, timeout=0.5) is not None
-    assert looks <= 5
+    assert len(polled_at) <= 5
 
 
 @pytest.mark.parametrize(("due", "polls"), [(5, 2), (4, 1)])
 async def test_who_found_fewer_rows_than_it_takes_waits_for_more(due: int, polls: int) -> None:
-    clock, looks = ManualClock(), 0
+    clock = ManualClock()
     ledger = MemoryLedger(clock)
-    original = ledger.outbox.poll
-
-    async def look(most: int, lease_seconds: float) -> list[OutboxRow]:
-        nonlocal looks
-        looks += 1
-        return await original(most, lease_seconds)
-
-    ledger.outbox.poll = look  # type: ignore[method-assign]  # counted
+    polled_at = watched(ledger, clock)
     await ledger.submissions.submit([submission() for _ in range(due)])
     async with PollOutbox(ledger.outbox, ledger.signals, batch_size=5) as poll:
         assert await poll.pull() is not None
         pulling = asyncio.create_task(poll.pull())
         await clock.advance(0)
-        assert looks == polls
+        assert len(polled_at) == polls
         await ledger.submissions.submit([submission()])
         assert await asyncio.wait_for(pulling, timeout=0.5) is not None
 
 
 async def test_a_relay_rests_after_a_poll_for_few_rows_by_how_long_it_took() -> None:
-    clock, polled_at = ManualClock(), list[float]()
+    clock = ManualClock()
     ledger = MemoryLedger(clock)
-    original = ledger.outbox.poll
-
-    async def slow(most: int, lease_seconds: float) -> list[OutboxRow]:
-        polled_at.append(clock.now())
-        await clock.sleep(0.1)
-        return await original(most, lease_seconds)
-
-    ledger.outbox.poll = slow  # type: ignore[method-assign]  # timed
+    polled_at = watched(ledger, clock, seconds=0.1)
     await ledger.submissions.submit([submission()])
     async with PollOutbox(ledger.outbox, ledger.signals, clock=clock) as poll:
         for _ in range(2):
