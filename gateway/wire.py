@@ -64,8 +64,8 @@ class Gathering(asyncio.Transport):
         return self._transport.get_extra_info(name, default)
 
     def _flush(self) -> None:
-        if self._written:
-            data, self._written = b"".join(self._written), []
+        data, self._written = b"".join(self._written), []
+        if data and not self._transport.is_closing():  # uvloop raises where the connection was lost meanwhile
             self._transport.write(data)
 
 

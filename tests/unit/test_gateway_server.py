@@ -15,6 +15,7 @@ import pytest_asyncio
 from gateway.app import create_app
 from gateway.server import serve
 from gateway.settings import GatewaySettings
+from gateway.wire import Gathering
 from pipeline.handlers import load
 from pipeline.http_server import PortTaken, listen
 from pipeline.monitoring import Metrics
@@ -330,3 +331,42 @@ def _begun(gateway: Served) -> BoundedHttp | Any:
 def _server_tasks(gateway: Served) -> set[Any]:
     tasks: set[Any] = _server(gateway).server_state.tasks
     return tasks
+
+
+class Lost(asyncio.Transport):
+    """A transport that takes what is written until its connection is lost, as uvloop's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = False
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.lost:
+            raise RuntimeError("the handler is closed")
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.lost
+
+
+class TestGathering:
+    async def test_what_is_written_within_one_turn_leaves_in_one_piece(self) -> None:
+        transport = Lost()
+        gathering = Gathering(transport, asyncio.get_running_loop())
+        gathering.write(b"head ")
+        gathering.write(b"body")
+        assert transport.written == []
+        await asyncio.sleep(0)
+        gathering.write(b"next")
+        await asyncio.sleep(0)
+        assert transport.written == [b"head body", b"next"]
+
+    async def test_what_is_written_to_a_connection_that_is_lost_meanwhile_is_dropped(self) -> None:
+        loop, failures = asyncio.get_running_loop(), list[object]()
+        loop.set_exception_handler(lambda _, context: failures.append(context))
+        transport = Lost()
+        Gathering(transport, loop).write(b"answer")
+        transport.lost = True
+        await asyncio.sleep(0)
+        assert (transport.written, failures) == ([], [])
