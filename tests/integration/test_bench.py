@@ -61,7 +61,7 @@ class Deployment(NamedTuple):
     async def bench(self, *arguments: str) -> dict[str, Any]:
         """Run a scenario that must end well; its report."""
         pids = {role: self.service.processes(role)[0].pid for role in ROLES}
-        pids["postgres"] = min(self.postgres.pids())
+        pids["postgres"] = self.postgres.pids()[0]
         named = [part for name, pid in pids.items() for part in ("--pid", f"{name}={pid}")]
         url = str(self.service.client.base_url)
         ended = await bench(self.service.environment, self.folder, *arguments, *named, "--url", url, "--json")

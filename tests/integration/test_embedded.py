@@ -41,7 +41,8 @@ def data(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "data"
     yield folder
     for pid in EmbeddedPostgres(folder).processes():
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may be on its way out
+            os.kill(pid, signal.SIGKILL)
     if (folder / "socket").is_symlink():  # its owner was killed
         shutil.rmtree((folder / "socket").readlink())
     shutil.rmtree(folder)

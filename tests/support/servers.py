@@ -88,7 +88,7 @@ class OwnPostgres(PostgresServer):
         self._embedded = embedded
 
     def pids(self) -> list[int]:
-        """List the processes of the server."""
+        """List the processes of the server, the postmaster first."""
         return self._embedded.processes()
 
     def pause(self) -> None:

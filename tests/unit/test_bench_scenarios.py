@@ -287,13 +287,14 @@ class TestMixed:
         assert found.latency.p50_ms > 100
 
     async def test_what_does_not_end_counts_with_its_age_and_as_backlog(self) -> None:
-        deployment = Deployment(lambda number: Status.PENDING if number % 2 else Status.COMPLETED)
+        # The first ones: their answers come long before the end, however slow the machine.
+        deployment = Deployment(lambda number: Status.PENDING if number < 10 else Status.COMPLETED)
         async with bench_of(deployment, patience_seconds=0.05) as bench:
-            found = await scenarios.mixed(bench, 100, 0.4, connections=8, warm_up_seconds=0)
-        assert found.statuses == {"PENDING": 20, "COMPLETED": 20}
+            found = await scenarios.mixed(bench, 40, 1, connections=8, warm_up_seconds=0)
+        assert found.statuses == {"PENDING": 10, "COMPLETED": 30}
         assert found.latency.count == 40
-        assert found.backlog >= 20
-        assert found.faults() == ["not every task is COMPLETED: 20 PENDING"]
+        assert found.backlog >= 10
+        assert found.faults() == ["not every task is COMPLETED: 10 PENDING"]
 
     async def test_answers_other_than_201_are_no_latency(self) -> None:
         deployment = Deployment()
