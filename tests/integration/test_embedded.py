@@ -161,11 +161,13 @@ async def test_the_server_ends_when_its_owner_is_killed(data: Path) -> None:
 async def test_a_server_left_behind_is_ended_first(data: Path) -> None:
     owner = await owned_by_another_process(data)
     server = EmbeddedPostgres(data)
-    left = server.processes()
-    for pid in left:
-        os.kill(pid, signal.SIGSTOP)  # so that it cannot follow its owner
+    for _ in range(2):  # the second round finds what was forked meanwhile
+        for pid in server.processes():
+            with suppress(ProcessLookupError):  # a backend may be on its way out
+                os.kill(pid, signal.SIGSTOP)  # so that it cannot follow its owner
     kill_owner(owner)
-    assert server.processes() == left
+    left = server.processes()
+    assert left
     with structlog.testing.capture_logs() as logs:
         async with server:
             assert await read(server) == [1]

@@ -288,7 +288,7 @@ class TestMixed:
 
     async def test_what_does_not_end_counts_with_its_age_and_as_backlog(self) -> None:
         # The first ones: their answers come long before the end, however slow the machine.
-        deployment = Deployment(lambda number: Status.PENDING if number < 10 else Status.COMPLETED)
+        deployment = Deployment(lambda number: Status.PENDING if 1 <= number <= 10 else Status.COMPLETED)
         async with bench_of(deployment, patience_seconds=0.05) as bench:
             found = await scenarios.mixed(bench, 40, 1, connections=8, warm_up_seconds=0)
         assert found.statuses == {"PENDING": 10, "COMPLETED": 30}
