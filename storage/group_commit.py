@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import structlog
 
-from storage.backoff import backoff_seconds
+from storage.backoff import until_known
 from storage.errors import Closed, OutcomeUnknown, Overloaded, Refused, StorageError, Unavailable
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ log = structlog.get_logger()
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-
-FIRST_BACKOFF_SECONDS = 0.05
-LONGEST_BACKOFF_SECONDS = 2.0
 
 
 class _Waiting(NamedTuple, Generic[Item, Answer]):
@@ -143,13 +140,11 @@ class GroupCommit(Generic[Item, Answer]):
         await self._write_group(group[middle:])
 
     async def _write_until_known(self, items: list[Item]) -> Sequence[Answer]:
-        delays_seconds = backoff_seconds(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
-        while True:
-            try:
-                return await self._write(items)
-            except (OutcomeUnknown, Unavailable) as error:
-                log.warning("write repeated", items=len(items), error=str(error))
-            await asyncio.sleep(next(delays_seconds))
+        return await until_known(
+            lambda: self._write(items),
+            (OutcomeUnknown, Unavailable),
+            lambda error: log.warning("write repeated", items=len(items), error=str(error)),
+        )
 
     def _answer(self, group: list[_Waiting[Item, Answer]], answers: Sequence[Answer] | BaseException) -> None:
         for position, waiting in enumerate(group):

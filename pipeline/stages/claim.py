@@ -9,7 +9,7 @@ import structlog
 from pipeline.clock import MonotonicClock
 from pipeline.flow import Stage
 from pipeline.stages.consume import Wave
-from storage.backoff import backoff_seconds
+from storage.backoff import until_known
 from storage.errors import LockTimeout, OutcomeUnknown, Unavailable
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from storage.model import Reference, Run
 
 log = structlog.get_logger()
-
-FIRST_BACKOFF_SECONDS = 0.05
-LONGEST_BACKOFF_SECONDS = 2.0
 
 
 class Claimed(NamedTuple):
@@ -67,10 +64,9 @@ class Claim(Stage[Wave, Claimed]):
         return Claimed(wave, runs)
 
     async def _claim(self, references: list[Reference], worker_id: UUID) -> list[Run]:
-        delays_seconds = backoff_seconds(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
-        while True:
-            try:
-                return await self._runs.claim(references, worker_id, self._kinds)
-            except (Unavailable, OutcomeUnknown, LockTimeout) as error:
-                log.warning("claim repeated", references=len(references), error=str(error))
-            await self._clock.sleep(next(delays_seconds))
+        return await until_known(
+            lambda: self._runs.claim(references, worker_id, self._kinds),
+            (Unavailable, OutcomeUnknown, LockTimeout),
+            lambda error: log.warning("claim repeated", references=len(references), error=str(error)),
+            sleep=self._clock.sleep,
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import structlog
 
 from pipeline.clock import MonotonicClock
 from pipeline.flow import Stage
-from storage.backoff import backoff_seconds
+from storage.backoff import until_known
 from storage.errors import Refused, StorageError
 from storage.model import Dead, Done, Failure, Reason, Recorded, Retry, Status, Verdict
 
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from pipeline.ports import Runs
 
 log = structlog.get_logger()
-
-FIRST_BACKOFF_SECONDS = 0.05
-LONGEST_BACKOFF_SECONDS = 2.0
 
 MOST_BYTES = 4 << 20
 """How much of results is written by one statement."""
@@ -67,22 +63,21 @@ class Record(Stage[list[Verdict], list[Recorded]]):
 
     async def _write(self, verdicts: list[Verdict]) -> list[Recorded]:
         """Write a group until its answer is known; a refused one is halved until the guilty stands alone."""
-        delays_seconds = backoff_seconds(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
-        while True:
-            try:
-                recorded = await self._runs.record(verdicts)
-            except Refused as error:
-                if len(verdicts) == 1:
-                    return [await self._write_unstorable(verdicts[0], error)]
-                middle = len(verdicts) // 2
-                return [*await self._write(verdicts[:middle]), *await self._write(verdicts[middle:])]
-            except StorageError as error:
-                # The runs are over and their verdicts have nowhere else to go: given up, all is done again.
-                log.warning("verdicts repeated", verdicts=len(verdicts), error=str(error))
-            else:
-                self._tell(list(zip(verdicts, recorded, strict=True)))
-                return recorded
-            await asyncio.sleep(next(delays_seconds))
+        try:
+            # The runs are over and their verdicts have nowhere else to go: given up, all is done again.
+            recorded = await until_known(
+                lambda: self._runs.record(verdicts),
+                (StorageError,),
+                lambda error: log.warning("verdicts repeated", verdicts=len(verdicts), error=str(error)),
+                known=(Refused,),
+            )
+        except Refused as error:
+            if len(verdicts) == 1:
+                return [await self._write_unstorable(verdicts[0], error)]
+            middle = len(verdicts) // 2
+            return [*await self._write(verdicts[:middle]), *await self._write(verdicts[middle:])]
+        self._tell(list(zip(verdicts, recorded, strict=True)))
+        return recorded
 
     async def _write_unstorable(self, verdict: Verdict, error: Refused) -> Recorded:
         if isinstance(verdict, Dead) and verdict.failure.reason is Reason.RESULT_UNSTORABLE:

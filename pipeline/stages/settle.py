@@ -11,7 +11,7 @@ from pipeline.broker.topology import UnknownRoute, parse
 from pipeline.clock import MonotonicClock
 from pipeline.flow import Stage, unless
 from pipeline.stages.publish import Published
-from storage.backoff import backoff_seconds
+from storage.backoff import until_known
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ more, which is half of the work; and no claim waits for the row that the mark ha
 
 MANY = 100
 """So many at once are a backlog: nobody will have claimed them soon."""
-
-FIRST_BACKOFF_SECONDS = 0.05
-LONGEST_BACKOFF_SECONDS = 2.0
 
 
 class Settle(Stage[Published, None]):
@@ -87,23 +84,26 @@ class Settle(Stage[Published, None]):
             self._settling = asyncio.create_task(self._settle_lingering())
 
     async def _settle_lingering(self) -> None:
-        delays_seconds = backoff_seconds(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         try:
             await unless(self._stopping, self._clock.sleep(self._linger_seconds))
-            while rows := self._lingering[:]:
-                try:
-                    await self._settle(rows)
-                except StorageError as error:
-                    log.warning("settling repeated", rows=len(rows), error=str(error))
-                    await self._clock.sleep(next(delays_seconds))
-                else:
-                    del self._lingering[: len(rows)]
+            while self._lingering:
+                await until_known(
+                    self._settle_what_lingers,
+                    (StorageError,),
+                    lambda error: log.warning("settling repeated", error=str(error)),
+                    sleep=self._clock.sleep,
+                )
         except Exception:
             # A bug of ours: the rows are sent again when their leases have run out.
             log.exception("rows not settled", rows=len(self._lingering))
             self._lingering.clear()
         finally:
             self._settling = None
+
+    async def _settle_what_lingers(self) -> None:
+        rows = self._lingering[:]
+        await self._settle(rows)
+        del self._lingering[: len(rows)]
 
     async def _settle(self, rows: list[OutboxRow]) -> None:
         await self._outbox.settle([(row.id, _hold_seconds(row)) for row in rows])
