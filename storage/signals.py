@@ -111,6 +111,8 @@ class PostgresSignals:
         try:
             await listener.add_callback(channel, _ignore)
             await listener.startup()
+            # The driver itself listens only once it is asked for the first notification.
+            await listener.connection.execute_batch(f"LISTEN {channel}")
             wakeup.set()  # whatever was notified while nobody listened
             async for _ in listener:
                 wakeup.set()

@@ -185,6 +185,15 @@ async def test_a_terminated_listener_comes_back_and_wakes(ledger_database: Addre
         await _woken(subscriber, within_seconds=1.0)
 
 
+async def test_what_is_notified_after_the_first_wake_up_wakes(ledger_database: Address) -> None:
+    async with PostgresLedger(ledger_database) as ledger, connected(ledger_database) as other:
+        for _ in range(50):
+            async with ledger.signals.subscribe(DONE) as subscriber:
+                await subscriber.wait(5.0)
+                await other.tell(f"NOTIFY {DONE}")
+                await _woken(subscriber, within_seconds=1.0)
+
+
 async def _woken(subscriber: Subscriber, within_seconds: float) -> None:
     started_at = time.monotonic()
     await subscriber.wait(within_seconds + 1.0)
