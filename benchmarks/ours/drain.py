@@ -11,12 +11,16 @@ from benchmarks.rates import Rates
 from benchmarks.workload import PAYLOAD, preload
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from benchmarks.scene import Scene, Site
 
+SHIPPED: Mapping[str, str] = {}
 SECONDS_PER_TASK = 0.01
 LEAST_SECONDS = 120.0
 
-SHORT_TASK_SLOTS = "500"
+SLOTS = 500
+SHORT_TASKS = {"WORKER_CONCURRENCY": str(SLOTS), "WORKER_PREFETCH": "32"}
 """What documents/scaling.md advises for them: each statement carries more."""
 
 SPAN = "SELECT min(finished_at), max(finished_at) FROM tasks"
@@ -37,7 +41,7 @@ async def drain(
     kind: str = "echo",
     payload: object = PAYLOAD,
     echoed: bool = True,
-    **settings: str,
+    settings: Mapping[str, str] = SHIPPED,
 ) -> Drain:
     """Preload, start, wait until all are recorded, and check that nothing is left and nothing is missing.
 
@@ -61,7 +65,7 @@ async def drain(
 async def measure(site: Site, tasks: int) -> Drain:
     """Drain with as many slots as short tasks want."""
     async with site.scene() as scene:
-        return await drain(scene, tasks, WORKER_CONCURRENCY=SHORT_TASK_SLOTS)
+        return await drain(scene, tasks, settings=SHORT_TASKS)
 
 
 async def measure_shipped(site: Site, tasks: int) -> Drain:

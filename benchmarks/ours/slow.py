@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from benchmarks.ours.drain import Drain, drain
+from benchmarks.ours.drain import SHORT_TASKS, SLOTS, Drain, drain
 
 if TYPE_CHECKING:
     from benchmarks.scene import Site
 
-SLOTS, SECONDS = 500, 0.05
+SECONDS = 0.05
 
 
 class Slow(msgspec.Struct, frozen=True):
@@ -30,6 +30,6 @@ async def measure(site: Site, tasks: int) -> Slow:
             kind="sleep",
             payload={"seconds": SECONDS},
             echoed=False,
-            WORKER_CONCURRENCY=str(SLOTS),
+            settings=SHORT_TASKS,
         )
         return Slow(drain=found, most_per_second=SLOTS / SECONDS)

@@ -29,6 +29,11 @@ log = structlog.get_logger()
 SHARES = {Priority.HIGH: 6, Priority.MEDIUM: 3, Priority.LOW: 1}
 """How free slots are divided among the queues that have work; a lone queue gets all."""
 
+MOST_CLAIMED = 128
+"""So many are claimed by one statement, and several claims are under way at once. With 500 slots and no bound
+handlers that take equally long came to end together, and all slots stood empty during the claim of 500.
+"""
+
 HAND_BACK_AFTER_SECONDS = 5.0
 HAND_BACK_DELAY_SECONDS = 5.0
 GIVE_BACK_SECONDS = 1.0
@@ -153,7 +158,7 @@ class Consume:
     async def _take(self) -> Wave | None:
         """Reserve a slot for each reference taken; duplicates of what is held are settled on the way."""
         taken: list[Reference] = []
-        while self._slots.free and (queue := self._next_queue()) is not None:
+        while len(taken) < MOST_CLAIMED and self._slots.free and (queue := self._next_queue()) is not None:
             reference, message, _ = self._waiting[queue].popleft()
             if reference not in self._slots:
                 # Where a claim has refused an earlier message, and freed its slot, this is a later hand-over.

@@ -52,6 +52,15 @@ async def test_queues_that_have_work_share_the_slots_6_to_3_to_1(
         assert [len(taken & set(sent_to.get(queue, []))) for queue in QUEUES] == shares
 
 
+async def test_a_wave_is_no_larger_than_a_claim_should_be() -> None:
+    slots = Slots(300)
+    async with MemoryBroker() as broker, consume(broker, slots) as source:
+        await broker.publish([Message(HIGH, encode(references(300)))])
+        waves = [await source.pull() for _ in range(3)]
+        assert [len(parcel.body.references) for parcel in waves if parcel] == [128, 128, 44]
+        assert (slots.free, source.unclaimed) == (0, 0)
+
+
 @pytest.mark.parametrize(("passed_on", "messages"), [(1, 1), (2, 0)])
 async def test_a_message_is_acked_when_its_last_reference_has_passed_on(
     passed_on: int, messages: int
