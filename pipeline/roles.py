@@ -38,6 +38,7 @@ from pipeline.stages import (
     SurveyOutbox,
     SurveyQueues,
 )
+from pipeline.supply import Supply
 from storage.database import Address, Database
 from storage.embedded import EmbeddedPostgres
 from storage.ledger import PostgresLedger
@@ -82,6 +83,7 @@ def relay(ports: Ports, settings: Settings) -> Flow[list[OutboxRow], None]:
         outbox,
         ports.ledger.signals,
         ready=ports.broker.ready,
+        enough=Supply(ports.broker).is_enough,
         batch_size=settings.outbox_batch_size,
         poll_seconds=settings.outbox_poll_interval,
     )

@@ -14,7 +14,7 @@ from storage.channels import OUTBOX
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from pipeline.clock import Clock
     from pipeline.ports import Outbox, Signals, Subscriber
@@ -29,10 +29,19 @@ RESTS = 4
 """From a poll that found few rows to the next it takes so many times as long as the poll itself: a busy
 database is asked less often for more, and all that follows carries more at a time.
 """
+FEW_ROWS = 64
+"""A batch while the workers have enough ahead of them: what is urgent is found with the next one, some 20 ms
+later, and relay and database leave the machine to those who work.
+"""
 
 
 async def _at_once() -> None:
     """Stand for a broker that is always there."""
+
+
+def _never(_rows: Sequence[OutboxRow]) -> bool:
+    """Stand for a broker that never holds enough."""
+    return False
 
 
 class PollOutbox:
@@ -40,8 +49,9 @@ class PollOutbox:
 
     The lease is short, so that what a dead relay held is soon another one's; a batch that takes longer than
     others has it renewed. Polling every `poll_seconds` is the truth, a wake-up only shortens the wait; after
-    a batch that was not full nothing is left to ask for. While `ready` does not return, no row is leased: an
-    outage of the broker touches none.
+    a batch that was not full nothing is left to ask for. While `enough` says of a batch that the broker holds
+    plenty of its like, the next ones are small and seldom. While `ready` does not return, no row is leased:
+    an outage of the broker touches none.
     """
 
     def __init__(
@@ -50,6 +60,7 @@ class PollOutbox:
         signals: Signals,
         *,
         ready: Callable[[], Coroutine[Any, Any, None]] = _at_once,
+        enough: Callable[[Sequence[OutboxRow]], bool] = _never,
         batch_size: int = 500,
         poll_seconds: float = 1.0,
         lease_seconds: float = LEASE_SECONDS,
@@ -58,11 +69,12 @@ class PollOutbox:
         self._outbox = outbox
         self._signals = signals
         self._ready = ready
+        self._enough = enough
         self._batch_size = batch_size
         self._poll_seconds = poll_seconds
         self._lease_seconds = lease_seconds
         self._clock = clock or MonotonicClock()
-        self._more = True
+        self._more, self._hurry = True, True
         self._rest_until = 0.0
         self._renewing: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -85,15 +97,18 @@ class PollOutbox:
         while not self._stopping.is_set():
             if not self._more:
                 await unless(self._stopping, self._wakeup.wait(self._poll_seconds))
-                if (rest_seconds := self._rest_until - self._clock.now()) > 0:
-                    await unless(self._stopping, self._clock.sleep(rest_seconds))
+            rest_seconds = self._rest_until - self._clock.now()
+            if rest_seconds > 0 and not (self._more and self._hurry):
+                await unless(self._stopping, self._clock.sleep(rest_seconds))
             await unless(self._stopping, self._ready())
             if self._stopping.is_set():
                 break
+            most = self._batch_size if self._hurry else min(FEW_ROWS, self._batch_size)
             polled_at = self._clock.now()
-            rows = await self._outbox.poll(self._batch_size, self._lease_seconds)
+            rows = await self._outbox.poll(most, self._lease_seconds)
             self._rest_until = polled_at + RESTS * (self._clock.now() - polled_at)
-            self._more = len(rows) >= self._batch_size
+            self._more = len(rows) >= most
+            self._hurry = not self._enough(rows)
             if rows:
                 return self._parcel(rows)
         return None

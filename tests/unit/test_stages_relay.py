@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -11,7 +12,7 @@ import pytest
 from pipeline.broker import BrokerUnavailable, Message, Publication, QueueMismatch
 from pipeline.references import decode
 from pipeline.stages import PollOutbox, Publish, Published, Settle
-from pipeline.stages.poll_outbox import RESTS
+from pipeline.stages.poll_outbox import FEW_ROWS, RESTS
 from pipeline.stages.publish import Withheld
 from pipeline.stages.settle import MANY
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
@@ -66,6 +67,34 @@ def watched(ledger: MemoryLedger, clock: ManualClock, seconds: float = 0.0) -> l
 
     ledger.outbox.poll = poll  # type: ignore[method-assign]  # watched
     return polled_at
+
+
+async def test_while_the_broker_holds_enough_batches_are_small_and_seldom() -> None:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
+    polled_at = watched(ledger, clock, seconds=0.1)
+    await ledger.submissions.submit([submission() for _ in range(400)])
+    enough, sizes = [True, True, False], list[int]()
+
+    def is_enough(_rows: Sequence[OutboxRow]) -> bool:
+        return enough.pop(0)
+
+    async with PollOutbox(
+        ledger.outbox, ledger.signals, enough=is_enough, batch_size=100, clock=clock
+    ) as poll:
+        while enough:
+            pulling = asyncio.create_task(poll.pull())
+            while not pulling.done():
+                await clock.advance(0.05)
+            parcel = pulling.result()
+            assert parcel is not None
+            sizes.append(len(parcel.body))
+        pulling = asyncio.create_task(poll.pull())
+        while not pulling.done():
+            await clock.advance(0.05)
+    assert sizes == [100, FEW_ROWS, FEW_ROWS]
+    apart = [later - earlier for earlier, later in pairwise(polled_at)]
+    assert apart == pytest.approx([RESTS * 0.1, RESTS * 0.1, 0.1], abs=0.06)
 
 
 async def test_a_batch_that_cannot_be_carried_on_is_due_again_and_has_cost_nothing() -> None:
