@@ -12,11 +12,13 @@ from benchmarks.observer import NotAsPromised
 from benchmarks.percentiles import Milliseconds
 from benchmarks.workload import TASK, body_of, preload
 from storage.model import Priority
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from benchmarks.scene import Site
 
 LOW_TASKS = 500_000
+START_SECONDS = 60.0
 PER_SECOND, WARM_UP_SECONDS, SECONDS = 20.0, 3.0, 15.0
 
 _STARTED = "SELECT id, extract(epoch FROM started_at)::float8 FROM tasks WHERE id = ANY($1::uuid[])"
@@ -42,8 +44,13 @@ async def measure(site: Site, low_tasks: int = LOW_TASKS) -> Behind:
         [(left,)] = await scene.fetch(_WAITING)
         if not left:
             raise NotAsPromised("the LOW tasks were all started before the HIGH ones had been posted")
-        rows = await scene.fetch(_STARTED, [each.task_id for each in posted])
-        started_at = {UUID(task_id): at for task_id, at in rows}
+        ids = [each.task_id for each in posted]
+
+        async def all_started() -> dict[UUID, float]:
+            rows = await scene.fetch(_STARTED, ids)
+            return {UUID(task_id): at for task_id, at in rows} if all(at for _, at in rows) else {}
+
+        started_at = await eventually(all_started, seconds=START_SECONDS)
         return Behind(
             low_tasks=low_tasks,
             low_tasks_left=left,

@@ -29,10 +29,10 @@ RESTS = 4
 """From a poll that found few rows to the next it takes so many times as long as the poll itself: a busy
 database is asked less often for more, and all that follows carries more at a time.
 """
-FEW_ROWS = 64
-"""A batch while the workers have enough ahead of them: what is urgent is found with the next one, some 20 ms
-later, and relay and database leave the machine to those who work.
-"""
+WOKEN_RESTS = 2
+"""The same while the broker holds enough, for a relay that is woken: what came may be urgent."""
+FEW_ROWS = 128
+"""A batch while the broker holds enough: relay and database leave the machine to those who work."""
 
 
 async def _at_once() -> None:
@@ -75,7 +75,7 @@ class PollOutbox:
         self._lease_seconds = lease_seconds
         self._clock = clock or MonotonicClock()
         self._more, self._hurry = True, True
-        self._rest_until = 0.0
+        self._polled_at = self._took_seconds = 0.0
         self._renewing: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._subscription = AsyncExitStack()
@@ -96,22 +96,35 @@ class PollOutbox:
         """Wait for due rows; None once the relay is stopping."""
         while not self._stopping.is_set():
             if not self._more:
-                await unless(self._stopping, self._wakeup.wait(self._poll_seconds))
-            rest_seconds = self._rest_until - self._clock.now()
-            if rest_seconds > 0 and not (self._more and self._hurry):
-                await unless(self._stopping, self._clock.sleep(rest_seconds))
+                await self._woken(self._poll_seconds)
+                await self._rest_until(RESTS)
+            elif not self._hurry:
+                await self._rest_until(WOKEN_RESTS)
+                await self._woken(self._seconds_until(RESTS))
             await unless(self._stopping, self._ready())
             if self._stopping.is_set():
                 break
             most = self._batch_size if self._hurry else min(FEW_ROWS, self._batch_size)
-            polled_at = self._clock.now()
+            self._polled_at = self._clock.now()
             rows = await self._outbox.poll(most, self._lease_seconds)
-            self._rest_until = polled_at + RESTS * (self._clock.now() - polled_at)
+            self._took_seconds = self._clock.now() - self._polled_at
             self._more = len(rows) >= most
             self._hurry = not self._enough(rows)
             if rows:
                 return self._parcel(rows)
         return None
+
+    async def _woken(self, seconds: float) -> None:
+        if seconds > 0:
+            await unless(self._stopping, self._wakeup.wait(seconds))
+
+    async def _rest_until(self, times: float) -> None:
+        if (seconds := self._seconds_until(times)) > 0:
+            await unless(self._stopping, self._clock.sleep(seconds))
+
+    def _seconds_until(self, times: float) -> float:
+        """Tell how long it is until so many times what the last poll took have passed since it began."""
+        return self._polled_at + times * self._took_seconds - self._clock.now()
 
     def _parcel(self, rows: list[OutboxRow]) -> Parcel[list[OutboxRow]]:
         ids, settled = [row.id for row in rows], asyncio.Event()

@@ -12,7 +12,7 @@ import pytest
 from pipeline.broker import BrokerUnavailable, Message, Publication, QueueMismatch
 from pipeline.references import decode
 from pipeline.stages import PollOutbox, Publish, Published, Settle
-from pipeline.stages.poll_outbox import FEW_ROWS, RESTS
+from pipeline.stages.poll_outbox import FEW_ROWS, RESTS, WOKEN_RESTS
 from pipeline.stages.publish import Withheld
 from pipeline.stages.settle import MANY
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
@@ -73,14 +73,14 @@ async def test_while_the_broker_holds_enough_batches_are_small_and_seldom() -> N
     clock = ManualClock()
     ledger = MemoryLedger(clock)
     polled_at = watched(ledger, clock, seconds=0.1)
-    await ledger.submissions.submit([submission() for _ in range(400)])
+    await ledger.submissions.submit([submission() for _ in range(600)])
     enough, sizes = [True, True, False], list[int]()
 
     def is_enough(_rows: Sequence[OutboxRow]) -> bool:
         return enough.pop(0)
 
     async with PollOutbox(
-        ledger.outbox, ledger.signals, enough=is_enough, batch_size=100, clock=clock
+        ledger.outbox, ledger.signals, enough=is_enough, batch_size=200, clock=clock
     ) as poll:
         while enough:
             pulling = asyncio.create_task(poll.pull())
@@ -92,9 +92,26 @@ async def test_while_the_broker_holds_enough_batches_are_small_and_seldom() -> N
         pulling = asyncio.create_task(poll.pull())
         while not pulling.done():
             await clock.advance(0.05)
-    assert sizes == [100, FEW_ROWS, FEW_ROWS]
+    assert sizes == [200, FEW_ROWS, FEW_ROWS]
     apart = [later - earlier for earlier, later in pairwise(polled_at)]
     assert apart == pytest.approx([RESTS * 0.1, RESTS * 0.1, 0.1], abs=0.06)
+
+
+async def test_a_relay_that_is_woken_while_the_broker_holds_enough_rests_half_as_long() -> None:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
+    polled_at = watched(ledger, clock, seconds=0.1)
+    await ledger.submissions.submit([submission() for _ in range(400)])
+    async with PollOutbox(
+        ledger.outbox, ledger.signals, enough=lambda _: True, batch_size=100, clock=clock
+    ) as poll:
+        for _ in range(2):
+            pulling = asyncio.create_task(poll.pull())
+            while not pulling.done():
+                await clock.advance(0.05)
+            await ledger.submissions.submit([submission()])
+    first, second = polled_at
+    assert second - first == pytest.approx(WOKEN_RESTS * 0.1, abs=0.06)
 
 
 async def test_a_batch_that_cannot_be_carried_on_is_due_again_and_has_cost_nothing() -> None:
