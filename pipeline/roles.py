@@ -102,7 +102,7 @@ def worker(
     ports.metrics.follow(slots)
     consume = Consume(ports.broker, settings.worker_queues, slots, runs, prefetch=settings.worker_prefetch)
     work = (
-        flow(consume, concurrency=4)
+        flow(consume, concurrency=3)
         | Claim(runs, slots, duty, handlers.kinds)
         | HandOver()
         | Each(

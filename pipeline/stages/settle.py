@@ -90,7 +90,9 @@ class Settle(Stage[Published, None]):
                 await until_known(
                     self._settle_what_lingers,
                     (StorageError,),
-                    lambda error: log.warning("settling repeated", error=str(error)),
+                    lambda error: log.warning(
+                        "settling repeated", rows=len(self._lingering), error=str(error)
+                    ),
                     sleep=self._clock.sleep,
                 )
         except Exception:

@@ -7,15 +7,19 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline import roles, service
+from pipeline.broker import Message
 from pipeline.broker.topology import DLQ, work_route
 from pipeline.handlers import handler
 from pipeline.handlers.registry import Handlers
 from pipeline.monitoring import Metrics
+from pipeline.references import encode
 from pipeline.settings import Role, Settings
+from pipeline.stages.poll_outbox import FEW_ROWS
+from pipeline.supply import ENOUGH_MESSAGES
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import OutcomeUnknown, Unavailable
 from storage.model import Caller, Priority, Status
-from tests.support.builders import submission
+from tests.support.builders import run, submission
 from tests.support.stages import kept
 from tests.support.waiting import eventually
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from uuid import UUID
 
-    from storage.model import Reference, Run
+    from storage.model import OutboxRow, Reference, Run
 
 CALLER = Caller()
 ROLES = frozenset({Role.RELAY, Role.WORKER, Role.DEAD_LETTER})
@@ -168,3 +172,26 @@ async def test_a_worker_signs_off_without_a_database() -> None:
     process.ledger.workers.close = close  # type: ignore[method-assign,assignment]  # the fault
     async with process.running():
         await process.becomes(await process.submit("wired.echo"), Status.COMPLETED)
+
+
+async def test_a_relay_does_not_hurry_while_the_broker_holds_enough() -> None:
+    ledger, stop, sizes = MemoryLedger(ManualClock()), asyncio.Event(), list[int]()
+    original = ledger.outbox.poll
+
+    async def poll(most: int, lease_seconds: float) -> list[OutboxRow]:
+        sizes.append(most)
+        return await original(most, lease_seconds)
+
+    ledger.outbox.poll = poll  # type: ignore[method-assign]  # watched
+    await ledger.submissions.submit([submission() for _ in range(5_000)])
+    async with MemoryBroker() as broker:
+        for priority in Priority:
+            await broker.consume(work_route(priority), 1, lambda _: None)  # somebody who is busy
+        message = Message(work_route(Priority.MEDIUM), encode([run().reference]))
+        await broker.publish([message] * (ENOUGH_MESSAGES + 1))
+        relay = roles.relay(roles.Ports(ledger, broker, Metrics()), SETTINGS)
+        running = asyncio.create_task(relay.run(stop, grace_seconds=1.0))
+        await eventually(lambda: FEW_ROWS in sizes)
+        stop.set()
+        await running
+    assert sizes[0] == SETTINGS.outbox_batch_size
