@@ -1,31 +1,32 @@
 -- The ledger. Until v0.1.0 this file may still be rewritten; afterwards migrations only move forward.
 -- Why the tables are cut like this: documents/decisions/0001-schema.md
 
--- What changes in the life of a task; narrow, because every change copies the row.
+-- What changes in the life of a task; narrow, because every change copies the row. What never changes stands first:
+-- of a copy on the same page the log holds only what lies between the first byte that differs and the last.
 CREATE TABLE tasks (
     id               uuid PRIMARY KEY,
+    created_at       timestamptz NOT NULL DEFAULT now(),
+    timeout_seconds  double precision NOT NULL,
+    kind_version     integer NOT NULL DEFAULT 1,
+    max_retries      integer NOT NULL,
+    priority         smallint NOT NULL CHECK (priority BETWEEN 1 AND 3),
     tenant           text NOT NULL DEFAULT '',
     kind             text NOT NULL,
-    kind_version     integer NOT NULL DEFAULT 1,
-    priority         smallint NOT NULL CHECK (priority BETWEEN 1 AND 3),
-    status           smallint NOT NULL DEFAULT 0 CHECK (status BETWEEN 0 AND 5),
+    trace_context    text,
     dispatch         integer NOT NULL DEFAULT 1,
     attempt          integer NOT NULL DEFAULT 1,
     losses           integer NOT NULL DEFAULT 0,
     postponements    integer NOT NULL DEFAULT 0,
     replay           integer NOT NULL DEFAULT 0,
-    max_retries      integer NOT NULL,
-    timeout_seconds  double precision NOT NULL,
+    status           smallint NOT NULL DEFAULT 0 CHECK (status BETWEEN 0 AND 5),
     cancel_requested boolean NOT NULL DEFAULT false,
     worker_id        uuid,
-    created_at       timestamptz NOT NULL DEFAULT now(),
     due_at           timestamptz,
     queued_at        timestamptz,
     started_at       timestamptz,
     finished_at      timestamptz,
     reason           text,
-    errors           jsonb,
-    trace_context    text
+    errors           jsonb
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
 CREATE INDEX tasks_running ON tasks (worker_id) WHERE worker_id IS NOT NULL;
@@ -72,15 +73,15 @@ CREATE VIEW results_as_json AS
 CREATE TABLE outbox (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     task_id      uuid NOT NULL,
+    created_at   timestamptz NOT NULL DEFAULT now(),
     dispatch     integer NOT NULL,
     priority     smallint NOT NULL,
-    route        text NOT NULL,
     status       smallint NOT NULL DEFAULT 0 CHECK (status IN (0, 1)),
     attempts     integer NOT NULL DEFAULT 0,
+    route        text NOT NULL,
     error        text,
     available_at timestamptz NOT NULL DEFAULT now(),
-    leased_until timestamptz,
-    created_at   timestamptz NOT NULL DEFAULT now()
+    leased_until timestamptz
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0);
 
