@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import roles, service
 from pipeline.broker import Message
 from pipeline.broker.topology import DLQ, work_route
+from pipeline.clock import MonotonicClock
 from pipeline.handlers import handler
 from pipeline.handlers.registry import Handlers
 from pipeline.monitoring import Metrics
@@ -175,7 +176,7 @@ async def test_a_worker_signs_off_without_a_database() -> None:
 
 
 async def test_a_relay_does_not_hurry_while_the_broker_holds_enough() -> None:
-    ledger, stop, sizes = MemoryLedger(ManualClock()), asyncio.Event(), list[int]()
+    ledger, stop, sizes = MemoryLedger(MonotonicClock()), asyncio.Event(), list[int]()
     original = ledger.outbox.poll
 
     async def poll(most: int, lease_seconds: float) -> list[OutboxRow]:
