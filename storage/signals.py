@@ -109,9 +109,8 @@ class PostgresSignals:
         )
         listener = pool.listener()
         try:
-            await listener.add_callback(channel, _ignore)
             await listener.startup()
-            # The driver itself listens only once it is asked for the first notification.
+            # Told by add_callback, the driver would listen only once it is asked for the first notification.
             await listener.connection.execute_batch(f"LISTEN {channel}")
             wakeup.set()  # whatever was notified while nobody listened
             async for _ in listener:
@@ -124,7 +123,3 @@ class PostgresSignals:
         """Let the last wake-ups out."""
         if self._senders:
             await asyncio.wait(self._senders.values(), timeout=1.0)
-
-
-async def _ignore(_connection: object, _payload: str, _channel: str, _process_id: int) -> None:
-    """Stand in for the callback that psqlpy wants before it listens to a channel."""

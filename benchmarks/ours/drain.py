@@ -8,6 +8,7 @@ import msgspec
 
 from benchmarks.costs import Cost, Meter
 from benchmarks.rates import Rates
+from benchmarks.scene import SHIPPED
 from benchmarks.workload import PAYLOAD, preload
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from benchmarks.scene import Scene, Site
 
-SHIPPED: Mapping[str, str] = {}
 SECONDS_PER_TASK = 0.01
 LEAST_SECONDS = 120.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.broker import BrokerUnavailable
 from pipeline.broker.memory import MemoryBroker
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from pipeline.broker import Depth
+    from pipeline.clock import Clock
     from pipeline.testing import MemoryLedger
-    from storage.model import Reference, Run
+    from storage.model import OutboxRow, Reference, Run
 
 
 class SilentBroker(MemoryBroker):
@@ -30,6 +31,28 @@ class SilentBroker(MemoryBroker):
         if queue == self._silent:
             raise BrokerUnavailable("no answer")
         return await super().depth(queue)
+
+
+class Poll(NamedTuple):
+    """A look into the outbox: when it was made, and how many rows it asked for."""
+
+    at: float
+    most: int
+
+
+def watched(ledger: MemoryLedger, clock: Clock, seconds: float = 0.0) -> list[Poll]:
+    """Let each poll take so long; which were made, by the clock."""
+    polls = list[Poll]()
+    original = ledger.outbox.poll
+
+    async def poll(most: int, lease_seconds: float) -> list[OutboxRow]:
+        polls.append(Poll(clock.now(), most))
+        if seconds:
+            await clock.sleep(seconds)
+        return await original(most, lease_seconds)
+
+    ledger.outbox.poll = poll  # type: ignore[method-assign]  # watched
+    return polls
 
 
 async def sent(ledger: MemoryLedger, count: int = 1, **fields: Any) -> list[Reference]:

@@ -19,9 +19,12 @@ from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import OutcomeUnknown, StorageError, Unavailable
 from storage.model import Caller, Capacity, OutboxRow, OutboxStatus, Priority, Status
 from tests.support.builders import retry, run, submission
+from tests.support.stages import watched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pipeline.flow import Parcel
 
 CALLER = Caller()
 
@@ -54,27 +57,30 @@ def rows(count: int, route: str = "tasks.high") -> list[OutboxRow]:
     ]
 
 
-def watched(ledger: MemoryLedger, clock: ManualClock, seconds: float = 0.0) -> list[float]:
-    """Let each poll take so long; when they were made, by the clock."""
-    polled_at = list[float]()
-    original = ledger.outbox.poll
+async def pulled(poll: PollOutbox, clock: ManualClock) -> Parcel[list[OutboxRow]] | None:
+    """Pull while the clock goes on."""
+    pulling = asyncio.create_task(poll.pull())
+    while not pulling.done():
+        await clock.advance(0.05)
+    return pulling.result()
 
-    async def poll(most: int, lease_seconds: float) -> list[OutboxRow]:
-        polled_at.append(clock.now())
-        if seconds:
-            await clock.sleep(seconds)
-        return await original(most, lease_seconds)
 
-    ledger.outbox.poll = poll  # type: ignore[method-assign]  # watched
-    return polled_at
+async def apart_when_woken(poll: PollOutbox, ledger: MemoryLedger, clock: ManualClock) -> float:
+    """Tell how long after a poll that takes 0.1 s the next one is made, when a task comes in between."""
+    polls = watched(ledger, clock, seconds=0.1)
+    for _ in range(2):
+        await pulled(poll, clock)
+        await ledger.submissions.submit([submission()])
+    first, second = polls
+    return second.at - first.at
 
 
 async def test_while_the_broker_holds_enough_batches_are_small_and_seldom() -> None:
     clock = ManualClock()
     ledger = MemoryLedger(clock)
-    polled_at = watched(ledger, clock, seconds=0.1)
+    polls = watched(ledger, clock, seconds=0.1)
     await ledger.submissions.submit([submission() for _ in range(600)])
-    enough, sizes = [True, True, False], list[int]()
+    enough, sizes = [True, True, False, False], list[int]()
 
     def is_enough(_rows: Sequence[OutboxRow]) -> bool:
         return enough.pop(0)
@@ -82,36 +88,24 @@ async def test_while_the_broker_holds_enough_batches_are_small_and_seldom() -> N
     async with PollOutbox(
         ledger.outbox, ledger.signals, enough=is_enough, batch_size=200, clock=clock
     ) as poll:
-        while enough:
-            pulling = asyncio.create_task(poll.pull())
-            while not pulling.done():
-                await clock.advance(0.05)
-            parcel = pulling.result()
+        for _ in range(3):
+            parcel = await pulled(poll, clock)
             assert parcel is not None
             sizes.append(len(parcel.body))
-        pulling = asyncio.create_task(poll.pull())
-        while not pulling.done():
-            await clock.advance(0.05)
+        await pulled(poll, clock)
     assert sizes == [200, FEW_ROWS, FEW_ROWS]
-    apart = [later - earlier for earlier, later in pairwise(polled_at)]
+    apart = [later.at - earlier.at for earlier, later in pairwise(polls)]
     assert apart == pytest.approx([RESTS * 0.1, RESTS * 0.1, 0.1], abs=0.06)
 
 
 async def test_a_relay_that_is_woken_while_the_broker_holds_enough_rests_half_as_long() -> None:
     clock = ManualClock()
     ledger = MemoryLedger(clock)
-    polled_at = watched(ledger, clock, seconds=0.1)
     await ledger.submissions.submit([submission() for _ in range(400)])
     async with PollOutbox(
         ledger.outbox, ledger.signals, enough=lambda _: True, batch_size=100, clock=clock
     ) as poll:
-        for _ in range(2):
-            pulling = asyncio.create_task(poll.pull())
-            while not pulling.done():
-                await clock.advance(0.05)
-            await ledger.submissions.submit([submission()])
-    first, second = polled_at
-    assert second - first == pytest.approx(WOKEN_RESTS * 0.1, abs=0.06)
+        assert await apart_when_woken(poll, ledger, clock) == pytest.approx(WOKEN_RESTS * 0.1, abs=0.06)
 
 
 async def test_a_batch_that_cannot_be_carried_on_is_due_again_and_has_cost_nothing() -> None:
@@ -218,7 +212,7 @@ async def test_a_wakeup_shortens_the_wait_for_rows() -> None:
 async def test_without_a_wakeup_rows_are_found_by_looking_now_and_then() -> None:
     clock = ManualClock()
     ledger = MemoryLedger(clock)
-    polled_at = watched(ledger, clock)
+    looks = watched(ledger, clock)
     await ledger.submissions.submit([submission(delay_seconds=2.5)])
     async with PollOutbox(ledger.outbox, ledger.signals, poll_seconds=1.0) as poll:
         pulling = asyncio.create_task(poll.pull())
@@ -227,20 +221,20 @@ async def test_without_a_wakeup_rows_are_found_by_looking_now_and_then() -> None
             assert not pulling.done()
         await clock.advance(1.0)
         assert await asyncio.wait_for(pulling, timeout=0.5) is not None
-    assert len(polled_at) <= 5
+    assert len(looks) <= 5
 
 
 @pytest.mark.parametrize(("due", "polls"), [(5, 2), (4, 1)])
 async def test_who_found_fewer_rows_than_it_takes_waits_for_more(due: int, polls: int) -> None:
     clock = ManualClock()
     ledger = MemoryLedger(clock)
-    polled_at = watched(ledger, clock)
+    looks = watched(ledger, clock)
     await ledger.submissions.submit([submission() for _ in range(due)])
     async with PollOutbox(ledger.outbox, ledger.signals, batch_size=5) as poll:
         assert await poll.pull() is not None
         pulling = asyncio.create_task(poll.pull())
         await clock.advance(0)
-        assert len(polled_at) == polls
+        assert len(looks) == polls
         await ledger.submissions.submit([submission()])
         assert await asyncio.wait_for(pulling, timeout=0.5) is not None
 
@@ -248,16 +242,9 @@ async def test_who_found_fewer_rows_than_it_takes_waits_for_more(due: int, polls
 async def test_a_relay_rests_after_a_poll_for_few_rows_by_how_long_it_took() -> None:
     clock = ManualClock()
     ledger = MemoryLedger(clock)
-    polled_at = watched(ledger, clock, seconds=0.1)
     await ledger.submissions.submit([submission()])
     async with PollOutbox(ledger.outbox, ledger.signals, clock=clock) as poll:
-        for _ in range(2):
-            pulling = asyncio.create_task(poll.pull())
-            while not pulling.done():
-                await clock.advance(0.05)
-            await ledger.submissions.submit([submission()])
-    first, second = polled_at
-    assert second - first == pytest.approx(RESTS * 0.1, abs=0.06)
+        assert await apart_when_woken(poll, ledger, clock) == pytest.approx(RESTS * 0.1, abs=0.06)
 
 
 async def test_a_relay_that_stops_waits_neither_for_rows_nor_for_the_broker() -> None:

@@ -21,14 +21,14 @@ from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import OutcomeUnknown, Unavailable
 from storage.model import Caller, Priority, Status
 from tests.support.builders import run, submission
-from tests.support.stages import kept
+from tests.support.stages import kept, watched
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from uuid import UUID
 
-    from storage.model import OutboxRow, Reference, Run
+    from storage.model import Reference, Run
 
 CALLER = Caller()
 ROLES = frozenset({Role.RELAY, Role.WORKER, Role.DEAD_LETTER})
@@ -176,14 +176,9 @@ async def test_a_worker_signs_off_without_a_database() -> None:
 
 
 async def test_a_relay_does_not_hurry_while_the_broker_holds_enough() -> None:
-    ledger, stop, sizes = MemoryLedger(MonotonicClock()), asyncio.Event(), list[int]()
-    original = ledger.outbox.poll
-
-    async def poll(most: int, lease_seconds: float) -> list[OutboxRow]:
-        sizes.append(most)
-        return await original(most, lease_seconds)
-
-    ledger.outbox.poll = poll  # type: ignore[method-assign]  # watched
+    clock, stop = MonotonicClock(), asyncio.Event()
+    ledger = MemoryLedger(clock)
+    polls = watched(ledger, clock)
     await ledger.submissions.submit([submission() for _ in range(5_000)])
     async with MemoryBroker() as broker:
         for priority in Priority:
@@ -192,7 +187,7 @@ async def test_a_relay_does_not_hurry_while_the_broker_holds_enough() -> None:
         await broker.publish([message] * (ENOUGH_MESSAGES + 1))
         relay = roles.relay(roles.Ports(ledger, broker, Metrics()), SETTINGS)
         running = asyncio.create_task(relay.run(stop, grace_seconds=1.0))
-        await eventually(lambda: FEW_ROWS in sizes)
+        await eventually(lambda: FEW_ROWS in [poll.most for poll in polls])
         stop.set()
         await running
-    assert sizes[0] == SETTINGS.outbox_batch_size
+    assert polls[0].most == SETTINGS.outbox_batch_size

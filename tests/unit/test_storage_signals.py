@@ -37,7 +37,7 @@ class Driver:
     def listener(self) -> Driver:
         return self
 
-    async def add_callback(self, *_arguments: object) -> None:
+    async def startup(self) -> None:
         await self.step()
 
     async def shutdown(self) -> None:
