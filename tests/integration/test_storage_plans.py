@@ -108,6 +108,7 @@ def rows_listed(status: OutboxStatus | None) -> Ask:
 # at, of 10,000 at most, may take four pages.
 CASES: dict[str, tuple[int, Ask]] = {
     "submit": (3000, lambda hands: hands.submissions.submit([submission(tags=("a",)) for _ in range(100)])),
+    "submit plain": (3000, lambda hands: hands.submissions.submit([submission() for _ in range(100)])),
     "submit with keys": (
         4000,
         lambda hands: hands.submissions.submit([submission(key=f"k{n}") for n in range(100)]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,6 +64,50 @@ async def test_a_task_is_new_and_shown_as_it_was_asked_for(ledger: Ledger, time:
     assert (task.due_at, task.started_at, task.finished_at, task.reason) == (None, None, None, None)
     assert (task.errors, task.result, task.cancel_requested) == ((), None, False)
     assert abs(task.created_at - await time.now()) < CLOSE
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+MOMENT = datetime(2100, 1, 1, tzinfo=UTC)
+
+# One field that a task need not have, and what the ledger shows of it.
+ALONE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "kind version": ({"kind_version": 7}, {"kind_version": 7}),
+    "name": ({"name": "a name"}, {"name": "a name"}),
+    "description": ({"description": "later"}, {"description": "later"}),
+    "tags": ({"tags": ("a", "b")}, {"tags": ("a", "b")}),
+    "priority": ({"priority": Priority.LOW}, {"priority": Priority.LOW}),
+    "run at": ({"run_at": MOMENT}, {"due_at": MOMENT}),
+    "tenant": ({"tenant": "t"}, {"tenant": "t"}),
+}
+
+
+@pytest.mark.parametrize(("given", "shown"), ALONE.values(), ids=ALONE)
+async def test_a_field_that_stands_alone_is_kept(
+    ledger: Ledger, given: dict[str, Any], shown: dict[str, Any]
+) -> None:
+    """Tasks of which a client says little may take a shorter way."""
+    asked, neighbour = submission(**given), submission(tenant=given.get("tenant", ""))
+
+    await ledger.submissions.submit([asked])
+    await ledger.submissions.submit([neighbour])
+    found = await ledger.tasks.get(Caller(asked.tenant), asked.id)
+    other = await ledger.tasks.get(Caller(asked.tenant), neighbour.id)
+
+    assert found
+    assert other
+    assert {name: getattr(found, name) for name in shown} == shown
+    assert all(getattr(other, name) != value for name, value in shown.items() if name != "tenant")
+
+
+async def test_so_are_a_delay_a_key_and_the_trace(walk: Walk, ledger: Ledger, time: Backend) -> None:
+    delayed = await walk.new(delay_seconds=60.0)
+    keyed = await walk.new(key="k")
+    traced = await walk.running(trace_context=TRACE)
+
+    assert delayed.due_at
+    assert delayed.due_at > await time.now() + CLOSE
+    assert await answers(ledger, submission(key="k")) == [(Accepted, keyed.id, True)]
+    assert traced.trace_context == TRACE
 
 
 @pytest.mark.parametrize("priority", Priority)
