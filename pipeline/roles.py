@@ -110,6 +110,7 @@ def worker(
             RouteRetry(settings.retry_delays_seconds) | DeadLetter(),
             Record(runs),
             slots,
+            duty,
         )
     )
     beat = Beat(

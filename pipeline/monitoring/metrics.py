@@ -132,7 +132,7 @@ class Metrics:
     def follow(self, slots: Slots) -> None:
         """Show a worker's slots as they are when somebody looks."""
         self._slots.set_function(lambda: slots.count)
-        self._slots_used.set_function(lambda: slots.count - slots.free)
+        self._slots_used.set_function(lambda: slots.used)
 
 
 @lru_cache(maxsize=1_000)

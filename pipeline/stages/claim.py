@@ -50,7 +50,9 @@ class Claim(Stage[Wave, Claimed]):
     async def __call__(self, wave: Wave) -> Claimed:
         """Claim under this worker's id, once the database has lately heard from it."""
         worker_id = await self._duty.begin()
+        asked_at = self._clock.now()
         runs = await self._claim(wave.references, worker_id)
+        self._slots.claimed(self._clock.now() - asked_at)
         # The answer may have taken long: nothing starts before the database is known to count on this worker.
         # A wave without runs waits for nobody: what it handed back comes again, and would be acked with it.
         if runs and worker_id != await self._duty.begin():

@@ -158,6 +158,8 @@ class Consume:
     async def _take(self) -> Wave | None:
         """Reserve a slot for each reference taken; duplicates of what is held are settled on the way."""
         taken: list[Reference] = []
+        if not self._slots.worth_a_claim:
+            return None
         while len(taken) < MOST_CLAIMED and self._slots.free and (queue := self._next_queue()) is not None:
             reference, message, _ = self._waiting[queue].popleft()
             if reference not in self._slots:

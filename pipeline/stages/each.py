@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from pipeline.flow import Stage, Step
 from pipeline.slots import Stop
-from storage.model import Recorded, Run, Verdict
+from storage.model import Interrupted, Recorded, Run, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.duty import Duty
     from pipeline.slots import Slots, Stoppable
     from pipeline.stages.execute import Outcome
 
@@ -25,6 +28,9 @@ MOST_VERDICTS = 500
 FLUSH_SECONDS = 10.0
 """How long interrupted runs may take to unwind and to get their verdicts recorded."""
 
+AHEAD_SECONDS = 1.0
+"""How long a run that was claimed ahead waits for a slot, until another worker may have it."""
+
 
 class Starting(Protocol):
     """What starts runs: `pipeline.stages.Execute`, or what measures it."""
@@ -34,10 +40,11 @@ class Starting(Protocol):
 
 
 class Each(Stage[list[Run], None]):
-    """Starts the runs of a wave and returns at once; what has ended is judged and recorded together.
+    """Starts the runs of a wave, each in a slot; what has ended is judged and recorded together.
 
     A slow run delays no neighbour, and nothing waits for a timer: while verdicts are being recorded, the next
-    ones gather.
+    ones gather. A run that was claimed ahead waits for a slot, and is given back as interrupted when none
+    comes free, or when this worker may start no more.
     """
 
     def __init__(
@@ -46,12 +53,17 @@ class Each(Stage[list[Run], None]):
         judge: Step[Outcome, Verdict],
         record: Step[list[Verdict], list[Recorded]],
         slots: Slots,
+        duty: Duty,
+        *,
+        ahead_seconds: float = AHEAD_SECONDS,
         flush_seconds: float = FLUSH_SECONDS,
     ) -> None:
         self._execute = execute
         self._judge = judge
         self._record = record
         self._slots = slots
+        self._duty = duty
+        self._ahead_seconds = ahead_seconds
         self._flush_seconds = flush_seconds
         self._outcomes: list[Outcome] = []
         self._recording: asyncio.Task[None] | None = None
@@ -60,18 +72,45 @@ class Each(Stage[list[Run], None]):
         self._quiet.set()
 
     async def __call__(self, runs: list[Run]) -> None:
-        """Start every run in the slot that was reserved for it."""
-        for run in runs:
-            try:
-                running = self._execute.start(run, self._ended)
-            except Exception:
-                # A bug of ours; its neighbours must start. The heartbeat finds that nobody holds this one.
-                log.exception("run not started", task_id=str(run.task_id), kind=run.kind)
-                self._slots.release(run.reference)
-                continue
-            self._slots.start(run, running)
-            self._under_way += 1
-            self._quiet.clear()
+        """Start every run, and return when none waits any more."""
+        if not runs:
+            return
+        self._under_way += len(runs)
+        self._quiet.clear()
+        waiting = deque(runs)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._ahead_seconds):
+                    await self._start_all(waiting)
+        finally:
+            if waiting:
+                self._give_back(waiting)
+
+    async def _start_all(self, waiting: deque[Run]) -> None:
+        worker_id = self._duty.worker_id
+        while self._duty.fresh and self._duty.worker_id == worker_id:
+            while waiting and self._slots.vacant:
+                self._start(waiting.popleft())
+            if not waiting:
+                return
+            self._slots.vacated.clear()
+            await self._slots.vacated.wait()
+
+    def _start(self, run: Run) -> None:
+        try:
+            running = self._execute.start(run, self._ended)
+        except Exception:
+            # A bug of ours; its neighbours must start. The heartbeat finds that nobody holds this one.
+            log.exception("run not started", task_id=str(run.task_id), kind=run.kind)
+            self._let_go([run])
+            return
+        self._slots.start(run, running)
+
+    def _give_back(self, waiting: deque[Run]) -> None:
+        log.info("given back, no slot was free in time", runs=len(waiting))
+        self._slots.claim_no_more_ahead()
+        for run in waiting:
+            self._ended(Interrupted(run))
 
     def _ended(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
@@ -95,11 +134,14 @@ class Each(Stage[list[Run], None]):
             tasks = [str(outcome.run.task_id) for outcome in outcomes]
             log.exception("runs lost their way", tasks=tasks)
         finally:
-            for outcome in outcomes:
-                self._slots.release(outcome.run.reference)
-            self._under_way -= len(outcomes)
-            if not self._under_way:
-                self._quiet.set()
+            self._let_go([outcome.run for outcome in outcomes])
+
+    def _let_go(self, runs: list[Run]) -> None:
+        for run in runs:
+            self._slots.release(run.reference)
+        self._under_way -= len(runs)
+        if not self._under_way:
+            self._quiet.set()
 
     async def drain(self, grace_seconds: float) -> None:
         """Let runs finish within the grace, interrupt the rest, and wait until their verdicts are in."""

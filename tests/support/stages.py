@@ -8,7 +8,7 @@ from pipeline.broker import BrokerUnavailable
 from pipeline.broker.memory import MemoryBroker
 from pipeline.flow import Parcel
 from pipeline.stages import Wave
-from tests.support.builders import submission
+from tests.support.builders import run, submission
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pipeline.broker import Depth
     from pipeline.clock import Clock
+    from pipeline.slots import Slots
     from pipeline.testing import MemoryLedger
     from storage.model import OutboxRow, Reference, Run
 
@@ -31,6 +32,23 @@ class SilentBroker(MemoryBroker):
         if queue == self._silent:
             raise BrokerUnavailable("no answer")
         return await super().depth(queue)
+
+
+class Running:
+    """A run that nobody stops."""
+
+    def cancel(self) -> None:
+        raise AssertionError
+
+
+def ending(slots: Slots, count: int) -> None:
+    """Let handlers start and end."""
+    for _ in range(count):
+        task = run()
+        slots.reserve(task.reference)
+        slots.start(task, Running())
+        slots.ended(task.reference)
+        slots.release(task.reference)
 
 
 class Poll(NamedTuple):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from pipeline.slots import Slots, Stop
+import pytest
+
+from pipeline.slots import GATHER_SECONDS, Slots, Stop
 from pipeline.testing import ManualClock
 from storage.model import Priority
 from tests.support.builders import run
+from tests.support.stages import Running, ending
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -92,3 +95,71 @@ def test_a_slot_is_free_when_its_handler_has_ended_and_no_more_is_held_than_twic
     assert (slots.free, slots.running) == (0, 0)
     slots.release(tasks[0].reference)
     assert slots.free == 1
+
+
+async def test_as_many_are_claimed_ahead_as_handlers_end_in_two_claims_and_while_some_gather() -> None:
+    clock = ManualClock()
+    slots = Slots(100, clock)
+    ending(slots, 500)
+    await clock.advance(1.0)
+    slots.claimed(0.05)
+    assert slots.free == 100 + 500 * (2 * 0.05 + GATHER_SECONDS)
+    slots.claimed(0.01)
+    assert slots.free == 100 + 500 * (2 * 0.01 + GATHER_SECONDS)
+    slots.claimed(10.0)
+    assert slots.free == 200
+    slots.claim_no_more_ahead()
+    assert slots.free == 100
+
+
+async def test_of_handlers_that_end_together_once_a_second_hardly_any_is_foreseen() -> None:
+    clock = ManualClock()
+    slots, most = Slots(64, clock), 0
+    for _ in range(10):
+        ending(slots, 64)
+        await clock.advance(0.005)
+        slots.claimed(0.005)
+        most = max(most, slots.free)
+        await clock.advance(0.995)
+    assert most < 64 + 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100])
+async def test_a_worker_with_nothing_to_do_claims_at_once_however_fast_it_was(count: int) -> None:
+    clock = ManualClock()
+    slots = Slots(count, clock)
+    ending(slots, 10_000)
+    await clock.advance(1.0)
+    slots.claimed(1.0)
+    assert slots.worth_a_claim
+    for _ in range(2 * count):
+        slots.reserve(run().reference)
+    assert (slots.used, slots.free) == (count, 0)
+
+
+async def test_while_all_slots_have_work_slots_gather_for_a_claim() -> None:
+    clock = ManualClock()
+    slots = Slots(100, clock)
+    ending(slots, 1000)
+    await clock.advance(1.0)
+    slots.claimed(0.01)
+    gathered = 1000 * GATHER_SECONDS
+    claimed = [run().reference for _ in range(100 + int(2 * gathered))]
+    for reference in claimed:
+        slots.reserve(reference)
+    assert not slots.worth_a_claim
+    for number, reference in enumerate(claimed[:21], start=1):
+        slots.release(reference)
+        assert (slots.free, slots.worth_a_claim) == (number, number > gathered)
+
+
+async def test_a_slot_is_worth_a_claim_where_handlers_take_their_time() -> None:
+    slots, tasks = Slots(2), [run(), run()]
+    for task in tasks:
+        slots.reserve(task.reference)
+        slots.start(task, Running())
+    assert (slots.vacant, slots.used, slots.worth_a_claim) == (0, 2, False)
+    slots.ended(tasks[0].reference)
+    assert (slots.vacant, slots.used, slots.worth_a_claim) == (1, 1, True)
+    slots.release(tasks[1].reference)
+    assert (slots.vacant, slots.used) == (2, 0)

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.duty import Duty
-from pipeline.slots import Slots
+from pipeline.slots import GATHER_SECONDS, Slots
 from pipeline.stages import Claim, Claimed, HandOver
 from pipeline.testing import ManualClock, MemoryLedger
 from storage.errors import LockTimeout, OutcomeUnknown, StorageError, Unavailable
 from storage.model import Reference
 from tests.support.builders import run
-from tests.support.stages import sent, wave_of
+from tests.support.stages import ending, sent, wave_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
     from storage.model import Run
 
@@ -81,6 +82,27 @@ async def test_a_refused_reference_frees_its_slot() -> None:
         slots.reserve(reference)
     await Claim(ledger.runs, slots, on_duty(clock), ["echo"])(wave_of([waiting, stale])[0])
     assert slots.held == {waiting}
+
+
+async def test_the_longer_a_claim_takes_the_more_are_claimed_ahead() -> None:
+    clock = ManualClock()
+    ledger, slots = MemoryLedger(clock), Slots(100, clock)
+    ending(slots, 100)
+    await clock.advance(1.0)
+    original = ledger.runs.claim
+
+    async def claim(references: Sequence[Reference], worker_id: UUID, kinds: Sequence[str]) -> list[Run]:
+        await clock.sleep(0.1)
+        return await original(references, worker_id, kinds)
+
+    ledger.runs.claim = claim  # type: ignore[method-assign]  # slow
+    references = await sent(ledger)
+    stage = Claim(ledger.runs, slots, on_duty(clock), ["echo"], clock)
+    claiming = asyncio.create_task(stage(wave_of(references)[0]))
+    await clock.advance(0.1)
+    await claiming
+    ends_per_second = 100 / 1.1
+    assert slots.free == 100 + int(ends_per_second * (2 * 0.1 + GATHER_SECONDS))
 
 
 async def test_an_unknown_kind_is_handed_back() -> None:

@@ -15,7 +15,7 @@ from pipeline.stages import Consume
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.model import Priority
 from tests.support.builders import run
-from tests.support.stages import kept, ready, sent
+from tests.support.stages import ending, kept, ready, sent
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -105,6 +105,27 @@ async def test_a_slot_that_becomes_free_is_used_at_once() -> None:
         parcel = await asyncio.wait_for(pulling, timeout=0.5)
         assert parcel is not None
         assert parcel.body.references == both[1:]
+
+
+async def test_while_all_slots_have_work_a_claim_waits_until_some_are_free() -> None:
+    clock = ManualClock()
+    slots, packed = Slots(100, clock), references(300)
+    ending(slots, 1000)
+    await clock.advance(1.0)
+    slots.claimed(0.01)
+    ahead, gathered = 40, 20
+    left = 100 + ahead - 128
+    async with MemoryBroker() as broker, consume(broker, slots) as source:
+        await broker.publish([Message(HIGH, encode(packed))])
+        assert await source.pull() is not None
+        pulling = asyncio.create_task(source.pull())
+        for reference in packed[: gathered + 1 - left]:
+            await ManualClock().advance(0)
+            assert not pulling.done()
+            slots.release(reference)
+        parcel = await asyncio.wait_for(pulling, timeout=0.5)
+        assert parcel is not None
+        assert len(parcel.body.references) == gathered + 1
 
 
 async def test_a_duplicate_of_what_is_held_costs_no_slot_and_its_message_goes() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
 
+from pipeline.duty import Duty
 from pipeline.flow import Stage
 from pipeline.handlers import handler
 from pipeline.handlers.registry import Handlers
@@ -28,7 +30,7 @@ from storage.errors import (
 )
 from storage.model import Caller, Done, Interrupted, Reason, Recorded, Status
 from tests.support.builders import dead, done, run
-from tests.support.stages import claimed
+from tests.support.stages import claimed, ending
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -209,18 +211,26 @@ class Book(Stage["list[Verdict]", "list[Recorded]"]):
 JUDGE = RouteRetry() | DeadLetter()
 
 
-def reserved(*tasks: Run) -> Slots:
-    slots = Slots(len(tasks))
+def on_duty() -> Duty:
+    """A worker of which the database has just heard."""
+    duty = Duty(ManualClock(), lease_seconds=30.0)
+    duty.heard(0.0)
+    return duty
+
+
+def reserved(*tasks: Run, slots: int | None = None) -> Slots:
+    """A slot for each, or fewer, of those that were claimed ahead."""
+    book = Slots(len(tasks) if slots is None else slots)
     for task in tasks:
-        slots.reserve(task.reference)
-    return slots
+        book.reserve(task.reference)
+    return book
 
 
 class TestEach:
     async def test_a_slow_run_does_not_delay_its_neighbour_and_both_free_their_slots(self) -> None:
         slow, quick = run(), run()
         slots, starter, book = reserved(slow, quick), Starter(), Book()
-        stage = Each(starter, JUDGE, book, slots)
+        stage = Each(starter, JUDGE, book, slots, on_duty())
         await stage([slow, quick])
         starter.started[quick].end()
         await eventually(lambda: slots.held == {slow.reference})
@@ -232,7 +242,7 @@ class TestEach:
         tasks = [run() for _ in range(MOST_VERDICTS + 3)]
         slots, starter, book = reserved(*tasks), Starter(), Book()
         book.open.clear()
-        stage = Each(starter, JUDGE, book, slots)
+        stage = Each(starter, JUDGE, book, slots, on_duty())
         await stage(tasks)
         starter.started[tasks[0]].end()
         await eventually(lambda: book.groups)
@@ -246,7 +256,7 @@ class TestEach:
     async def test_runs_that_lose_their_way_free_their_slots_and_spare_later_ones(self) -> None:
         lost, fine = run(), run()
         slots, starter, book = reserved(lost, fine), Starter(), Book(lost)
-        stage = Each(starter, JUDGE, book, slots)
+        stage = Each(starter, JUDGE, book, slots, on_duty())
         with capture_logs() as logs:
             await stage([lost, fine])
             starter.started[lost].end()
@@ -268,7 +278,7 @@ class TestEach:
                 return super().start(task, ended)
 
         slots, starter, book = reserved(lost, fine), Picky(), Book()
-        stage = Each(starter, JUDGE, book, slots)
+        stage = Each(starter, JUDGE, book, slots, on_duty())
         with capture_logs() as logs:
             await stage([lost, fine])
         assert slots.held == {fine.reference}
@@ -280,10 +290,82 @@ class TestEach:
     async def test_what_outlasts_the_grace_is_interrupted(self) -> None:
         task = run()
         slots, book = reserved(task), Book()
-        stage = Each(Starter(), JUDGE, book, slots)
+        stage = Each(Starter(), JUDGE, book, slots, on_duty())
         await stage([task])
         await stage.drain(0.0)
         assert (book.groups, slots.free) == ([[Interrupted(task)]], 1)
+
+    async def test_what_was_claimed_ahead_starts_when_a_slot_comes_free_and_not_before(self) -> None:
+        first, second, third = run(), run(), run()
+        slots, starter, book = reserved(first, second, third, slots=1), Starter(), Book()
+        stage = Each(starter, JUDGE, book, slots, on_duty())
+        waves = asyncio.gather(stage([first, second]), stage([third]))
+        for task in (first, second, third):
+            await eventually(partial(starter.started.get, task))
+            assert slots.vacant == 0
+            slots.ended(task.reference)
+            starter.started[task].end()
+        await waves
+        await stage.drain(5.0)
+        ended = [verdict for group in book.groups for verdict in group]
+        assert ended == [Done(task) for task in (first, second, third)]
+        assert (slots.vacant, slots.held) == (1, frozenset())
+
+    async def test_it_is_given_back_when_no_slot_comes_free_in_time(self) -> None:
+        slow, ahead = run(), run()
+        clock = ManualClock()
+        slots, starter, book = Slots(1, clock), Starter(), Book()
+        ending(slots, 1000)
+        await clock.advance(1.0)
+        slots.claimed(0.01)
+        for task in (slow, ahead):
+            slots.reserve(task.reference)
+        stage = Each(starter, JUDGE, book, slots, on_duty(), ahead_seconds=0.0)
+        await stage([slow, ahead])
+        await eventually(lambda: slots.held == {slow.reference})
+        assert (list(starter.started), book.groups, slots.free) == ([slow], [[Interrupted(ahead)]], 0)
+        slots.ended(slow.reference)
+        starter.started[slow].end()
+        await stage.drain(5.0)
+        assert book.groups[1:] == [[Done(slow)]]
+
+    @pytest.mark.parametrize(
+        "late", [Duty.declared_dead, lambda duty: duty.heard(-15.0)], ids=["dead", "stale"]
+    )
+    async def test_and_when_this_worker_may_start_no_more(self, late: Callable[[Duty], None]) -> None:
+        first, ahead = run(), run()
+        slots, starter, book, duty = reserved(first, ahead, slots=1), Starter(), Book(), on_duty()
+        stage = Each(starter, JUDGE, book, slots, duty)
+        wave = asyncio.create_task(stage([first, ahead]))
+        await eventually(lambda: starter.started)
+        late(duty)
+        slots.ended(first.reference)
+        await wave
+        await eventually(lambda: book.groups)
+        assert (list(starter.started), book.groups) == ([first], [[Interrupted(ahead)]])
+
+    async def test_a_new_life_does_not_start_what_the_old_one_claimed(self) -> None:
+        first, ahead = run(), run()
+        slots, starter, book, duty = reserved(first, ahead, slots=1), Starter(), Book(), on_duty()
+        stage = Each(starter, JUDGE, book, slots, duty)
+        wave = asyncio.create_task(stage([first, ahead]))
+        await eventually(lambda: starter.started)
+        duty.declared_dead()
+        duty.heard(0.0)
+        slots.ended(first.reference)
+        await wave
+        assert list(starter.started) == [first]
+
+    async def test_a_drain_gives_back_what_waits_for_a_slot(self) -> None:
+        slow, ahead = run(), run()
+        slots, book = reserved(slow, ahead, slots=1), Book()
+        stage = Each(Starter(), JUDGE, book, slots, on_duty())
+        wave = asyncio.create_task(stage([slow, ahead]))
+        await eventually(lambda: not slots.vacant)
+        wave.cancel()
+        await stage.drain(0.0)
+        ended = [verdict for group in book.groups for verdict in group]
+        assert (set(ended), slots.held) == ({Interrupted(slow), Interrupted(ahead)}, frozenset())
 
     async def test_a_database_that_does_not_come_back_keeps_no_process_from_ending(
         self,
@@ -291,7 +373,7 @@ class TestEach:
         task = run()
         slots, book = reserved(task), Book()
         book.open.clear()
-        stage = Each(Starter(), JUDGE, book, slots, flush_seconds=0.0)
+        stage = Each(Starter(), JUDGE, book, slots, on_duty(), flush_seconds=0.0)
         await stage([task])
         await stage.drain(0.0)
         assert (book.groups, slots.free) == ([[Interrupted(task)]], 1)
@@ -306,7 +388,7 @@ class TestEach:
         task = await claimed(ledger, uuid4())
         slots = reserved(task)
         async with Runners(1, handlers) as runners:
-            stage = Each(Execute(handlers, runners, slots), JUDGE, Record(ledger.runs), slots)
+            stage = Each(Execute(handlers, runners, slots), JUDGE, Record(ledger.runs), slots, on_duty())
             await stage([task])
             await ledger.asked.wait()
             slots.stop(task.reference, why)
