@@ -71,7 +71,6 @@ class Slots:
         self._counted_from = self._clock.now()
         self.claimed_through: dict[Priority, datetime] = {}
         self.released = asyncio.Event()
-        self.vacated = asyncio.Event()
 
     @property
     def free(self) -> int:
@@ -147,9 +146,7 @@ class Slots:
 
     def _leave(self, held: _Held) -> None:
         self._taken -= 1
-        if held.running is not None:
-            self._busy -= 1
-            self.vacated.set()
+        self._busy -= held.running is not None
 
     def claimed(self, seconds: float) -> None:
         """Note how long a claim took; for twice that, since some take longer, it is claimed ahead."""

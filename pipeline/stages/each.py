@@ -11,10 +11,11 @@ import structlog
 
 from pipeline.flow import Stage, Step
 from pipeline.slots import Stop
-from storage.model import Interrupted, Recorded, Run, Verdict
+from storage.model import Interrupted, Priority, Recorded, Run, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
     from pipeline.duty import Duty
     from pipeline.slots import Slots, Stoppable
@@ -39,12 +40,26 @@ class Starting(Protocol):
         """Start one; `ended` hears its outcome, later."""
 
 
+class _Wave:
+    """Runs that were claimed together, under this id: how many of them wait for a slot."""
+
+    def __init__(self, waiting: int, worker_id: UUID) -> None:
+        self.waiting = waiting
+        self.worker_id = worker_id
+        self.started = asyncio.Event()
+
+    def one_less(self) -> None:
+        self.waiting -= 1
+        if not self.waiting:
+            self.started.set()
+
+
 class Each(Stage[list[Run], None]):
     """Starts the runs of a wave, each in a slot; what has ended is judged and recorded together.
 
     A slow run delays no neighbour, and nothing waits for a timer: while verdicts are being recorded, the next
-    ones gather. A run that was claimed ahead waits for a slot, and is given back as interrupted when none
-    comes free, or when this worker may start no more.
+    ones gather. A run that was claimed ahead waits for a slot, the urgent first, and is given back as
+    interrupted when none comes free in time, or when this worker may start no more.
     """
 
     def __init__(
@@ -68,6 +83,7 @@ class Each(Stage[list[Run], None]):
         self._outcomes: list[Outcome] = []
         self._recording: asyncio.Task[None] | None = None
         self._under_way = 0
+        self._waiting: dict[Priority, deque[tuple[Run, _Wave]]] = {priority: deque() for priority in Priority}
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -77,24 +93,31 @@ class Each(Stage[list[Run], None]):
             return
         self._under_way += len(runs)
         self._quiet.clear()
-        waiting = deque(runs)
+        wave = _Wave(len(runs), self._duty.worker_id)
+        for run in runs:
+            self._waiting[run.priority].append((run, wave))
         try:
+            self._start_waiting()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._ahead_seconds):
-                    await self._start_all(waiting)
+                    await wave.started.wait()
         finally:
-            if waiting:
-                self._give_back(waiting)
+            if wave.waiting:
+                self._give_back(wave)
 
-    async def _start_all(self, waiting: deque[Run]) -> None:
-        worker_id = self._duty.worker_id
-        while self._duty.fresh and self._duty.worker_id == worker_id:
+    def _start_waiting(self) -> None:
+        """Start what waits, the urgent first, as far as there are slots for it."""
+        if not self._duty.fresh:
+            return
+        for waiting in self._waiting.values():
             while waiting and self._slots.vacant:
-                self._start(waiting.popleft())
-            if not waiting:
-                return
-            self._slots.vacated.clear()
-            await self._slots.vacated.wait()
+                run, wave = waiting.popleft()
+                wave.one_less()
+                if wave.worker_id == self._duty.worker_id:
+                    self._start(run)
+                else:
+                    # Declared dead meanwhile: the janitor has dispatched it again.
+                    self._keep(Interrupted(run))
 
     def _start(self, run: Run) -> None:
         try:
@@ -106,13 +129,19 @@ class Each(Stage[list[Run], None]):
             return
         self._slots.start(run, running)
 
-    def _give_back(self, waiting: deque[Run]) -> None:
-        log.info("given back, no slot was free in time", runs=len(waiting))
+    def _give_back(self, wave: _Wave) -> None:
+        log.info("given back, no slot was free in time", runs=wave.waiting)
         self._slots.claim_no_more_ahead()
-        for run in waiting:
-            self._ended(Interrupted(run))
+        for priority, waiting in self._waiting.items():
+            self._waiting[priority] = deque(each for each in waiting if each[1] is not wave)
+            for run in (run for run, of in waiting if of is wave):
+                self._keep(Interrupted(run))
 
     def _ended(self, outcome: Outcome) -> None:
+        self._keep(outcome)
+        self._start_waiting()
+
+    def _keep(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
         if self._recording is None:
             self._recording = asyncio.create_task(self._record_all())

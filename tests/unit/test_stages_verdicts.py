@@ -28,7 +28,7 @@ from storage.errors import (
     StorageError,
     Unavailable,
 )
-from storage.model import Caller, Done, Interrupted, Reason, Recorded, Status
+from storage.model import Caller, Done, Interrupted, Priority, Reason, Recorded, Status
 from tests.support.builders import dead, done, run
 from tests.support.stages import claimed, ending
 from tests.support.waiting import eventually
@@ -295,12 +295,12 @@ class TestEach:
         await stage.drain(0.0)
         assert (book.groups, slots.free) == ([[Interrupted(task)]], 1)
 
-    async def test_what_was_claimed_ahead_starts_when_a_slot_comes_free_and_not_before(self) -> None:
-        first, second, third = run(), run(), run()
-        slots, starter, book = reserved(first, second, third, slots=1), Starter(), Book()
+    async def test_what_was_claimed_ahead_starts_when_a_slot_comes_free_the_urgent_first(self) -> None:
+        first, second, urgent = run(), run(), run(priority=Priority.HIGH)
+        slots, starter, book = reserved(first, second, urgent, slots=1), Starter(), Book()
         stage = Each(starter, JUDGE, book, slots, on_duty())
-        waves = asyncio.gather(stage([first, second]), stage([third]))
-        for task in (first, second, third):
+        waves = asyncio.gather(stage([first, second]), stage([urgent]))
+        for task in (first, urgent, second):
             await eventually(partial(starter.started.get, task))
             assert slots.vacant == 0
             slots.ended(task.reference)
@@ -308,7 +308,7 @@ class TestEach:
         await waves
         await stage.drain(5.0)
         ended = [verdict for group in book.groups for verdict in group]
-        assert ended == [Done(task) for task in (first, second, third)]
+        assert ended == [Done(task) for task in (first, urgent, second)]
         assert (slots.vacant, slots.held) == (1, frozenset())
 
     async def test_it_is_given_back_when_no_slot_comes_free_in_time(self) -> None:
@@ -329,20 +329,18 @@ class TestEach:
         await stage.drain(5.0)
         assert book.groups[1:] == [[Done(slow)]]
 
-    @pytest.mark.parametrize(
-        "late", [Duty.declared_dead, lambda duty: duty.heard(-15.0)], ids=["dead", "stale"]
-    )
-    async def test_and_when_this_worker_may_start_no_more(self, late: Callable[[Duty], None]) -> None:
+    async def test_so_it_is_when_the_database_has_long_not_heard_from_this_worker(self) -> None:
         first, ahead = run(), run()
         slots, starter, book, duty = reserved(first, ahead, slots=1), Starter(), Book(), on_duty()
-        stage = Each(starter, JUDGE, book, slots, duty)
+        stage = Each(starter, JUDGE, book, slots, duty, ahead_seconds=0.1)
         wave = asyncio.create_task(stage([first, ahead]))
         await eventually(lambda: starter.started)
-        late(duty)
+        duty.heard(-duty.lease_seconds / 2)
         slots.ended(first.reference)
+        starter.started[first].end()
         await wave
-        await eventually(lambda: book.groups)
-        assert (list(starter.started), book.groups) == ([first], [[Interrupted(ahead)]])
+        await eventually(lambda: len(book.groups) == 2)
+        assert (list(starter.started), book.groups[1]) == ([first], [Interrupted(ahead)])
 
     async def test_a_new_life_does_not_start_what_the_old_one_claimed(self) -> None:
         first, ahead = run(), run()
@@ -353,19 +351,25 @@ class TestEach:
         duty.declared_dead()
         duty.heard(0.0)
         slots.ended(first.reference)
-        await wave
-        assert list(starter.started) == [first]
+        starter.started[first].end()
+        await asyncio.wait_for(wave, timeout=0.5)
+        await stage.drain(5.0)
+        ended = [verdict for group in book.groups for verdict in group]
+        assert (list(starter.started), ended) == ([first], [Done(first), Interrupted(ahead)])
 
     async def test_a_drain_gives_back_what_waits_for_a_slot(self) -> None:
-        slow, ahead = run(), run()
-        slots, book = reserved(slow, ahead, slots=1), Book()
+        slow, ahead, other = run(), run(), run()
+        slots, book = reserved(slow, ahead, other, slots=1), Book()
         stage = Each(Starter(), JUDGE, book, slots, on_duty())
-        wave = asyncio.create_task(stage([slow, ahead]))
+        first, second = asyncio.create_task(stage([slow, ahead])), asyncio.create_task(stage([other]))
         await eventually(lambda: not slots.vacant)
-        wave.cancel()
+        first.cancel()
+        await eventually(lambda: slots.held == {slow.reference, other.reference})
+        assert book.groups == [[Interrupted(ahead)]]
+        second.cancel()
         await stage.drain(0.0)
-        ended = [verdict for group in book.groups for verdict in group]
-        assert (set(ended), slots.held) == ({Interrupted(slow), Interrupted(ahead)}, frozenset())
+        ended = [verdict for group in book.groups[1:] for verdict in group]
+        assert (set(ended), slots.held) == ({Interrupted(slow), Interrupted(other)}, frozenset())
 
     async def test_a_database_that_does_not_come_back_keeps_no_process_from_ending(
         self,
