@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from gateway.deadline import Late
@@ -61,7 +62,9 @@ class Ids:
             if self._tail >> _TAIL_BITS:
                 self._last_ms, self._tail = self._last_ms + 1, random
         high, low = self._tail >> 62, self._tail & _LOW
-        return UUID(int=self._last_ms << 80 | _VERSION | high << 64 | _VARIANT | low)
+        number = self._last_ms << 80 | _VERSION | high << 64 | _VARIANT | low
+        # UUID(int=…) takes twice as long, which shows in batches.
+        return msgspec.convert(number.to_bytes(16, "big"), UUID)
 
     async def correct(self, measure: Callable[[], Awaitable[float]]) -> bool:
         """Measure the offset anew; False where the database could not be asked, and the old one stays."""
