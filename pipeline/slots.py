@@ -65,7 +65,7 @@ class Slots:
         self.count = count
         self._clock = clock or MonotonicClock()
         self._held: dict[Reference, _Held] = {}
-        self._taken = self._busy = self._ahead = self._gathered = 0
+        self._taken = self._busy = self._ahead = 0
         self._most_free = count
         self._ends, self._ends_per_second = 0, 0.0
         self._counted_from = self._clock.now()
@@ -80,7 +80,7 @@ class Slots:
     @property
     def worth_a_claim(self) -> bool:
         """Whether so many are free that they should be claimed for at once."""
-        return self.free > min(self._gathered, self._ahead // 2)
+        return self.free > min(int(self._ends_per_second * GATHER_SECONDS), self._ahead // 2)
 
     @property
     def vacant(self) -> int:
@@ -154,12 +154,11 @@ class Slots:
         if (passed := now - self._counted_from) >= RATE_SECONDS:
             self._ends_per_second = self._ends / passed
             self._ends, self._counted_from = 0, now
-        self._gathered = int(self._ends_per_second * GATHER_SECONDS)
         self._ahead = min(self.count, int(self._ends_per_second * (2 * seconds + GATHER_SECONDS)))
 
     def claim_no_more_ahead(self) -> None:
         """Forget how fast handlers ended: some that were claimed ahead have waited in vain."""
-        self._ahead = self._gathered = self._ends = 0
+        self._ahead = self._ends = 0
         self._ends_per_second = 0.0
 
     def _free_again(self) -> None:

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.broker import BrokerUnavailable
 from pipeline.broker.memory import MemoryBroker
+from pipeline.duty import Duty
 from pipeline.flow import Parcel
+from pipeline.slots import Slots
 from pipeline.stages import Wave
+from pipeline.testing import ManualClock
 from tests.support.builders import run, submission
 
 if TYPE_CHECKING:
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
 
     from pipeline.broker import Depth
     from pipeline.clock import Clock
-    from pipeline.slots import Slots
     from pipeline.testing import MemoryLedger
     from storage.model import OutboxRow, Reference, Run
 
@@ -49,6 +51,23 @@ def ending(slots: Slots, count: int) -> None:
         slots.start(task, Running())
         slots.ended(task.reference)
         slots.release(task.reference)
+
+
+async def busy(count: int, ends: int, claim_seconds: float = 0.01) -> Slots:
+    """Slots in which so many handlers ended in the last second, when the last claim took so long."""
+    clock = ManualClock()
+    slots = Slots(count, clock)
+    ending(slots, ends)
+    await clock.advance(1.0)
+    slots.claimed(claim_seconds)
+    return slots
+
+
+def on_duty(clock: Clock) -> Duty:
+    """A worker of which the database has just heard."""
+    duty = Duty(clock, lease_seconds=30.0)
+    duty.heard(clock.now())
+    return duty
 
 
 class Poll(NamedTuple):

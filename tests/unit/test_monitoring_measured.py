@@ -20,7 +20,7 @@ from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.errors import Unavailable
 from storage.model import Caller, Done, Priority, Reference
 from tests.support.builders import beat, cancelled, dead, done, interrupted, retry, submission
-from tests.support.stages import claimed, ending, sent
+from tests.support.stages import busy, claimed, sent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,12 +182,8 @@ async def test_a_run_is_timed_by_its_kind(measured: Measured) -> None:
 
 
 async def test_slots_are_shown_as_they_are(measured: Measured) -> None:
-    clock = ManualClock()
-    slots = Slots(4, clock)
+    slots = await busy(4, ends=1000)
     measured.metrics.follow(slots)
-    ending(slots, 1000)
-    await clock.advance(1.0)
-    slots.claimed(0.01)
     slots.reserve(Reference(uuid4(), 1))
     assert (measured.value("worker_slots"), measured.value("worker_slots_used")) == (4, 1)
 

@@ -11,7 +11,7 @@ from pipeline.slots import GATHER_SECONDS, Slots, Stop
 from pipeline.testing import ManualClock
 from storage.model import Priority
 from tests.support.builders import run
-from tests.support.stages import Running, ending
+from tests.support.stages import Running, busy, ending
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -98,11 +98,7 @@ def test_a_slot_is_free_when_its_handler_has_ended_and_no_more_is_held_than_twic
 
 
 async def test_as_many_are_claimed_ahead_as_handlers_end_in_two_claims_and_while_some_gather() -> None:
-    clock = ManualClock()
-    slots = Slots(100, clock)
-    ending(slots, 500)
-    await clock.advance(1.0)
-    slots.claimed(0.05)
+    slots = await busy(100, ends=500, claim_seconds=0.05)
     assert slots.free == 100 + 500 * (2 * 0.05 + GATHER_SECONDS)
     slots.claimed(0.01)
     assert slots.free == 100 + 500 * (2 * 0.01 + GATHER_SECONDS)
@@ -126,11 +122,7 @@ async def test_of_handlers_that_end_together_once_a_second_hardly_any_is_foresee
 
 @pytest.mark.parametrize("count", [1, 2, 3, 100])
 async def test_a_worker_with_nothing_to_do_claims_at_once_however_fast_it_was(count: int) -> None:
-    clock = ManualClock()
-    slots = Slots(count, clock)
-    ending(slots, 10_000)
-    await clock.advance(1.0)
-    slots.claimed(1.0)
+    slots = await busy(count, ends=10_000, claim_seconds=1.0)
     assert slots.worth_a_claim
     for _ in range(2 * count):
         slots.reserve(run().reference)
@@ -138,11 +130,7 @@ async def test_a_worker_with_nothing_to_do_claims_at_once_however_fast_it_was(co
 
 
 async def test_while_all_slots_have_work_slots_gather_for_a_claim() -> None:
-    clock = ManualClock()
-    slots = Slots(100, clock)
-    ending(slots, 1000)
-    await clock.advance(1.0)
-    slots.claimed(0.01)
+    slots = await busy(100, ends=1000)
     gathered = 1000 * GATHER_SECONDS
     claimed = [run().reference for _ in range(100 + int(2 * gathered))]
     for reference in claimed:

@@ -14,7 +14,7 @@ from pipeline.testing import ManualClock, MemoryLedger
 from storage.errors import LockTimeout, OutcomeUnknown, StorageError, Unavailable
 from storage.model import Reference
 from tests.support.builders import run
-from tests.support.stages import ending, sent, wave_of
+from tests.support.stages import ending, on_duty, sent, wave_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,12 +42,6 @@ class Faulty(MemoryLedger):
         if self.claims == 1 and self._failure:
             raise self._failure
         return runs
-
-
-def on_duty(clock: ManualClock) -> Duty:
-    duty = Duty(clock, lease_seconds=30)
-    duty.heard(clock.now())
-    return duty
 
 
 @pytest.mark.parametrize("failure", [OutcomeUnknown("lost"), Unavailable("away"), LockTimeout("locked")])

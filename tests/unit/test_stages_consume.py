@@ -15,7 +15,7 @@ from pipeline.stages import Consume
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
 from storage.model import Priority
 from tests.support.builders import run
-from tests.support.stages import ending, kept, ready, sent
+from tests.support.stages import busy, kept, ready, sent
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -108,11 +108,7 @@ async def test_a_slot_that_becomes_free_is_used_at_once() -> None:
 
 
 async def test_while_all_slots_have_work_a_claim_waits_until_some_are_free() -> None:
-    clock = ManualClock()
-    slots, packed = Slots(100, clock), references(300)
-    ending(slots, 1000)
-    await clock.advance(1.0)
-    slots.claimed(0.01)
+    slots, packed = await busy(100, ends=1000), references(300)
     ahead, gathered = 40, 20
     left = 100 + ahead - 128
     async with MemoryBroker() as broker, consume(broker, slots) as source:

@@ -10,7 +10,6 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from pipeline.duty import Duty
 from pipeline.flow import Stage
 from pipeline.handlers import handler
 from pipeline.handlers.registry import Handlers
@@ -30,7 +29,7 @@ from storage.errors import (
 )
 from storage.model import Caller, Done, Interrupted, Priority, Reason, Recorded, Status
 from tests.support.builders import dead, done, run
-from tests.support.stages import claimed, ending
+from tests.support.stages import busy, claimed, on_duty
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -211,13 +210,6 @@ class Book(Stage["list[Verdict]", "list[Recorded]"]):
 JUDGE = RouteRetry() | DeadLetter()
 
 
-def on_duty() -> Duty:
-    """A worker of which the database has just heard."""
-    duty = Duty(ManualClock(), lease_seconds=30.0)
-    duty.heard(0.0)
-    return duty
-
-
 def reserved(*tasks: Run, slots: int | None = None) -> Slots:
     """A slot for each, or fewer, of those that were claimed ahead."""
     book = Slots(len(tasks) if slots is None else slots)
@@ -230,7 +222,7 @@ class TestEach:
     async def test_a_slow_run_does_not_delay_its_neighbour_and_both_free_their_slots(self) -> None:
         slow, quick = run(), run()
         slots, starter, book = reserved(slow, quick), Starter(), Book()
-        stage = Each(starter, JUDGE, book, slots, on_duty())
+        stage = Each(starter, JUDGE, book, slots, on_duty(ManualClock()))
         await stage([slow, quick])
         starter.started[quick].end()
         await eventually(lambda: slots.held == {slow.reference})
@@ -242,7 +234,7 @@ class TestEach:
         tasks = [run() for _ in range(MOST_VERDICTS + 3)]
         slots, starter, book = reserved(*tasks), Starter(), Book()
         book.open.clear()
-        stage = Each(starter, JUDGE, book, slots, on_duty())
+        stage = Each(starter, JUDGE, book, slots, on_duty(ManualClock()))
         await stage(tasks)
         starter.started[tasks[0]].end()
         await eventually(lambda: book.groups)
@@ -256,7 +248,7 @@ class TestEach:
     async def test_runs_that_lose_their_way_free_their_slots_and_spare_later_ones(self) -> None:
         lost, fine = run(), run()
         slots, starter, book = reserved(lost, fine), Starter(), Book(lost)
-        stage = Each(starter, JUDGE, book, slots, on_duty())
+        stage = Each(starter, JUDGE, book, slots, on_duty(ManualClock()))
         with capture_logs() as logs:
             await stage([lost, fine])
             starter.started[lost].end()
@@ -278,7 +270,7 @@ class TestEach:
                 return super().start(task, ended)
 
         slots, starter, book = reserved(lost, fine), Picky(), Book()
-        stage = Each(starter, JUDGE, book, slots, on_duty())
+        stage = Each(starter, JUDGE, book, slots, on_duty(ManualClock()))
         with capture_logs() as logs:
             await stage([lost, fine])
         assert slots.held == {fine.reference}
@@ -290,7 +282,7 @@ class TestEach:
     async def test_what_outlasts_the_grace_is_interrupted(self) -> None:
         task = run()
         slots, book = reserved(task), Book()
-        stage = Each(Starter(), JUDGE, book, slots, on_duty())
+        stage = Each(Starter(), JUDGE, book, slots, on_duty(ManualClock()))
         await stage([task])
         await stage.drain(0.0)
         assert (book.groups, slots.free) == ([[Interrupted(task)]], 1)
@@ -298,7 +290,7 @@ class TestEach:
     async def test_what_was_claimed_ahead_starts_when_a_slot_comes_free_the_urgent_first(self) -> None:
         first, second, urgent = run(), run(), run(priority=Priority.HIGH)
         slots, starter, book = reserved(first, second, urgent, slots=1), Starter(), Book()
-        stage = Each(starter, JUDGE, book, slots, on_duty())
+        stage = Each(starter, JUDGE, book, slots, on_duty(ManualClock()))
         waves = asyncio.gather(stage([first, second]), stage([urgent]))
         for task in (first, urgent, second):
             await eventually(partial(starter.started.get, task))
@@ -313,14 +305,10 @@ class TestEach:
 
     async def test_it_is_given_back_when_no_slot_comes_free_in_time(self) -> None:
         slow, ahead = run(), run()
-        clock = ManualClock()
-        slots, starter, book = Slots(1, clock), Starter(), Book()
-        ending(slots, 1000)
-        await clock.advance(1.0)
-        slots.claimed(0.01)
+        slots, starter, book = await busy(1, ends=1000), Starter(), Book()
         for task in (slow, ahead):
             slots.reserve(task.reference)
-        stage = Each(starter, JUDGE, book, slots, on_duty(), ahead_seconds=0.0)
+        stage = Each(starter, JUDGE, book, slots, on_duty(ManualClock()), ahead_seconds=0.0)
         await stage([slow, ahead])
         await eventually(lambda: slots.held == {slow.reference})
         assert (list(starter.started), book.groups, slots.free) == ([slow], [[Interrupted(ahead)]], 0)
@@ -331,7 +319,12 @@ class TestEach:
 
     async def test_so_it_is_when_the_database_has_long_not_heard_from_this_worker(self) -> None:
         first, ahead = run(), run()
-        slots, starter, book, duty = reserved(first, ahead, slots=1), Starter(), Book(), on_duty()
+        slots, starter, book, duty = (
+            reserved(first, ahead, slots=1),
+            Starter(),
+            Book(),
+            on_duty(ManualClock()),
+        )
         stage = Each(starter, JUDGE, book, slots, duty, ahead_seconds=0.1)
         wave = asyncio.create_task(stage([first, ahead]))
         await eventually(lambda: starter.started)
@@ -344,7 +337,12 @@ class TestEach:
 
     async def test_a_new_life_does_not_start_what_the_old_one_claimed(self) -> None:
         first, ahead = run(), run()
-        slots, starter, book, duty = reserved(first, ahead, slots=1), Starter(), Book(), on_duty()
+        slots, starter, book, duty = (
+            reserved(first, ahead, slots=1),
+            Starter(),
+            Book(),
+            on_duty(ManualClock()),
+        )
         stage = Each(starter, JUDGE, book, slots, duty)
         wave = asyncio.create_task(stage([first, ahead]))
         await eventually(lambda: starter.started)
@@ -360,7 +358,7 @@ class TestEach:
     async def test_a_drain_gives_back_what_waits_for_a_slot(self) -> None:
         slow, ahead, other = run(), run(), run()
         slots, book = reserved(slow, ahead, other, slots=1), Book()
-        stage = Each(Starter(), JUDGE, book, slots, on_duty())
+        stage = Each(Starter(), JUDGE, book, slots, on_duty(ManualClock()))
         first, second = asyncio.create_task(stage([slow, ahead])), asyncio.create_task(stage([other]))
         await eventually(lambda: not slots.vacant)
         first.cancel()
@@ -377,7 +375,7 @@ class TestEach:
         task = run()
         slots, book = reserved(task), Book()
         book.open.clear()
-        stage = Each(Starter(), JUDGE, book, slots, on_duty(), flush_seconds=0.0)
+        stage = Each(Starter(), JUDGE, book, slots, on_duty(ManualClock()), flush_seconds=0.0)
         await stage([task])
         await stage.drain(0.0)
         assert (book.groups, slots.free) == ([[Interrupted(task)]], 1)
@@ -392,7 +390,9 @@ class TestEach:
         task = await claimed(ledger, uuid4())
         slots = reserved(task)
         async with Runners(1, handlers) as runners:
-            stage = Each(Execute(handlers, runners, slots), JUDGE, Record(ledger.runs), slots, on_duty())
+            stage = Each(
+                Execute(handlers, runners, slots), JUDGE, Record(ledger.runs), slots, on_duty(ManualClock())
+            )
             await stage([task])
             await ledger.asked.wait()
             slots.stop(task.reference, why)
