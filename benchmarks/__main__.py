@@ -32,6 +32,7 @@ from benchmarks.ours import (
     reads,
     slow,
     sustained,
+    wire,
 )
 from benchmarks.peers import measure as peers
 from benchmarks.peers.catalogue import installed
@@ -70,6 +71,7 @@ SHORT: Mapping[str, Measure] = {
     "statements": lambda site, plan: statements.measure(site, plan.tasks),
     "amqp": lambda site, plan: amqp.measure(site, plan.tasks),
     "empty": lambda site, _: empty_post.measure(site),
+    "wire": lambda site, plan: wire.measure(site, plan.tasks),
     "peers": lambda site, plan: peers.measure(site, plan.tasks),
 }
 LONG: Mapping[str, Measure] = {

@@ -28,6 +28,8 @@ OWN = "benchmark"
 _INSERTED = "SELECT pg_current_wal_insert_lsn()::text"
 _FLUSH = "SELECT pg_logical_emit_message(true, 'benchmarks', '')::text"
 _FOLDER = "SELECT current_setting('data_directory')"
+# At the border of two segments the one that begins there is meant.
+_SEGMENT = "SELECT pg_walfile_name($1::text::pg_lsn + 1)"
 
 _TOTAL = re.compile(r"^Total +\d+ +(?P<records>\d+) \[[\d.]+%\] +(?P<images>\d+) \[", re.MULTILINE)
 _COMMITS = re.compile(r"^Transaction/COMMIT(?:_PREPARED)? +(?P<count>\d+) ", re.MULTILINE)
@@ -112,12 +114,15 @@ class Meter:
             self._from,
             "-e",
             until,
+            # Left to itself it asks the first file of the folder how long a segment is, and that file may be
+            # one that has been made and not been written.
+            await self._ask(_SEGMENT, self._from),
         )
         return read_statistics(printed)
 
-    async def _ask(self, sql: str) -> str:
+    async def _ask(self, sql: str, *parameters: str) -> str:
         async with connected(address_of(self._servers.postgres.home)) as database:
-            [(answer,)] = await database.fetch(sql)
+            [(answer,)] = await database.fetch(sql, parameters)
         return str(answer)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from benchmarks.costs import Cost
+    from benchmarks.ours.wire import Talk
     from benchmarks.peers.measure import Found as Peer
     from benchmarks.results import Results, Series
 
@@ -86,35 +87,41 @@ def _ledger(found: Results) -> Iterator[str]:
     yield paragraph(
         "Processor time in microseconds, of each process with its children, by the kernel's books; WAL as"
         " `pg_waldump` reads it; commits that write. What generates the load, or looks whether all is done,"
-        " stands apart: it takes from the same cores."
+        " stands apart: it takes from the same cores. Round trips of SQL and frames of AMQP, both ways, are"
+        " counted in runs of their own, by a tap between the service and its servers."
     )
     yield table(
         (
             *("task", "processor time, µs", "in all", "load generator"),
-            *("WAL bytes", "full-page images, bytes", "commits"),
+            *("WAL bytes", "full-page images, bytes", "commits", "SQL round trips", "AMQP frames"),
         ),
-        ((line.name, *_cost(line)) for line in lines),
+        ((line.name, *_cost(line), *_talk(line)) for line in lines),
     )
 
 
 class Line(NamedTuple):
-    """What tasks cost in each round, and what it cost to generate them."""
+    """What tasks cost in each round, and what it cost to generate them; `talks` were counted by a tap."""
 
     name: str
     costs: Sequence[Cost]
     generator: Sequence[float] = ()
+    talks: Sequence[Talk] = ()
 
 
 def _ledger_lines(found: Results) -> Iterator[Line]:
+    def talks(name: str) -> Sequence[Talk]:
+        return [getattr(each, name) for each in _rounds(found.wire)]
+
     accept, batch, empty = _rounds(found.accept), _rounds(found.batch), _rounds(found.empty)
     wrk = [each.loop.generator_cpu_microseconds for each in accept]
     wrk_by_batches = [each.loop.generator_cpu_microseconds / BATCH for each in batch]
     wrk_empty = [each.loop.generator_cpu_microseconds for each in empty]
-    yield Line("drain", [each.cost for each in _rounds(found.drain)])
-    yield Line("drain with 64 slots, as shipped", [each.cost for each in _rounds(found.shipped)])
-    yield Line("accept, one by one", [each.cost for each in accept], wrk)
-    yield Line("accept, by batches", [each.cost for each in batch], wrk_by_batches)
-    yield Line("alone, from POST to COMPLETED", [each.cost for each in _rounds(found.latency)])
+    yield Line("drain", [each.cost for each in _rounds(found.drain)], talks=talks("drain"))
+    shipped, latency = _rounds(found.shipped), _rounds(found.latency)
+    yield Line("drain with 64 slots, as shipped", [each.cost for each in shipped], talks=talks("shipped"))
+    yield Line("accept, one by one", [each.cost for each in accept], wrk, talks("accept"))
+    yield Line("accept, by batches", [each.cost for each in batch], wrk_by_batches, talks("batch"))
+    yield Line("alone, from POST to COMPLETED", [each.cost for each in latency], talks=talks("latency"))
     yield Line("sustained", [each.cost for each in _rounds(found.sustained)])
     yield Line("an empty POST", [each.cost for each in empty], wrk_empty)
     for name, rounds in rounds_by_peer(found).items():
@@ -136,6 +143,13 @@ def _cost(line: Line) -> tuple[str, ...]:
             number(median(getattr(each, name) for each in line.costs))
             for name in ("wal_bytes", "full_page_image_bytes", "commits")
         ),
+    )
+
+
+def _talk(line: Line) -> tuple[str, ...]:
+    names = ("sql_round_trips", "amqp_frames")
+    return tuple(
+        number(median(getattr(each, name) for each in line.talks)) if line.talks else "" for name in names
     )
 
 

@@ -22,6 +22,7 @@ from benchmarks.ours.priority import Behind  # noqa: TC001 - as above
 from benchmarks.ours.reads import Reads  # noqa: TC001 - as above
 from benchmarks.ours.slow import Slow  # noqa: TC001 - as above
 from benchmarks.ours.sustained import Sustained  # noqa: TC001 - as above
+from benchmarks.ours.wire import Wire  # noqa: TC001 - as above
 from benchmarks.peers.measure import Peers  # noqa: TC001 - as above
 from benchmarks.programs import ROOT
 
@@ -61,6 +62,7 @@ class Results(msgspec.Struct, frozen=True):
     statements: Series[Statements] | None = None
     amqp: Series[Amqp] | None = None
     empty: Series[Empty] | None = None
+    wire: Series[Wire] | None = None
     peers: Series[Peers] | None = None
     sustained: Series[Sustained] | None = None
     priority: Series[Behind] | None = None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
+    from benchmarks.tap import Tap
     from tests.chaos.harness.servers import Servers
     from tests.support.servers import Database, Vhost
     from tests.support.service import Process
@@ -135,12 +136,16 @@ class Site:
         self._numbers = count()
 
     @asynccontextmanager
-    async def scene(self) -> AsyncIterator[Scene]:
-        """Make a database and a vhost, remove them afterwards, and end what was started on them."""
+    async def scene(self, tap: Tap | None = None) -> AsyncIterator[Scene]:
+        """Make a database and a vhost, remove them afterwards, and end what was started on them.
+
+        A `tap` stands between the service and both servers.
+        """
         async with (
             self.servers.postgres.database() as database,
             self.servers.rabbitmq.vhost() as vhost,
-            service(database, vhost.url, self.new_folder(), SHIPPED) as running,
+            (tap.between if tap else _nothing_between)(database, vhost.url) as (seen, amqp_url),
+            service(seen, amqp_url, self.new_folder(), SHIPPED) as running,
             connected(address_of(database), size=2, timeout_seconds=ASK_SECONDS) as asking,
         ):
             yield Scene(self.servers, database, vhost, running, Observer(asking))
@@ -150,6 +155,11 @@ class Site:
         folder = self._folder / f"measurement-{next(self._numbers)}"
         folder.mkdir()
         return folder
+
+
+@asynccontextmanager
+async def _nothing_between(database: Database, amqp_url: str) -> AsyncIterator[tuple[Database, str]]:
+    yield database, amqp_url
 
 
 @asynccontextmanager

@@ -30,7 +30,8 @@ _COUNTERS = """
 SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
        pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
        (SELECT wal_fpi FROM pg_stat_wal)::bigint,
-       coalesce(sum(xact_commit) FILTER (WHERE datname <> current_database()), 0)::bigint
+       coalesce(sum(xact_commit) FILTER (WHERE datname <> current_database()), 0)::bigint,
+       coalesce(sum(xact_commit + xact_rollback) FILTER (WHERE datname = current_database()), 0)::bigint
 FROM pg_stat_database
 """
 
@@ -63,12 +64,16 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """How far a server has counted; differences matter. `commits` are of transactions that wrote."""
+    """How far a server has counted; differences matter.
+
+    `commits` are of transactions that wrote, `transactions` all of this database.
+    """
 
     wal_bytes: int
     commits: int
     full_page_images: int
     commits_elsewhere: int
+    transactions: int
 
 
 class End(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from benchmarks.workload import body_of
 from pipeline.bench.http import Target
 
 if TYPE_CHECKING:
-    from benchmarks.scene import Site
+    from benchmarks.scene import Scene, Site
 
 TIMES, WARM_UP_TIMES = 300, 30
 
@@ -30,7 +30,7 @@ async def measure(site: Site) -> Latency:
     """POST ?wait, each after the answer to the last, with every role in a process of its own."""
     async with site.scene() as scene:
         parts = await scene.start_roles()
-        request = Target.of(scene.url).post("/tasks?wait=20", body_of())
+        request = alone(scene)
         check(await one_by_one(scene.url, [request] * WARM_UP_TIMES), WARM_UP_TIMES, CREATED)
         meter = await Meter.start(scene.servers, {name: part.pid for name, part in parts.items()})
         answers = await one_by_one(scene.url, [request] * TIMES)
@@ -40,3 +40,8 @@ async def measure(site: Site) -> Latency:
             raise NotAsPromised("a task did not end within 20 s")
         await scene.check_rest(TIMES + WARM_UP_TIMES)
         return Latency(seen=Milliseconds.of(each.ended_at - each.sent_at for each in answers), cost=cost)
+
+
+def alone(scene: Scene) -> bytes:
+    """Write a POST that is answered when its task has ended."""
+    return Target.of(scene.url).post("/tasks?wait=20", body_of())

@@ -31,6 +31,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
     `full_page_image_bytes_per_task` is what page images, which follow a checkpoint, take of the log at most:
     PostgreSQL counts images and not their bytes. `commits` are those that wrote, of the whole server.
+    `sql_round_trips` are the database's transactions, for each statement of the service is one of its own.
     Processor time is in microseconds, with children.
     """
 
@@ -38,9 +39,11 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     wal_bytes: int
     full_page_images: int
     commits: int
+    sql_round_trips: int
     wal_bytes_per_task: float | None
     full_page_image_bytes_per_task: float | None
     commits_per_task: float | None
+    sql_round_trips_per_task: float | None
     cpu_us_per_task: dict[str, float | None]
     foreign_tasks: int
     foreign_commits: int
@@ -88,14 +91,17 @@ class Bookkeeper:
         images = after.counters.full_page_images - before.counters.full_page_images
         wal_bytes = after.counters.wal_bytes - before.counters.wal_bytes
         commits = after.counters.commits - before.counters.commits
+        round_trips = after.counters.transactions - before.counters.transactions
         return Costs(
             tasks=tasks,
             wal_bytes=wal_bytes,
             full_page_images=images,
             commits=commits,
+            sql_round_trips=round_trips,
             wal_bytes_per_task=_each(wal_bytes, tasks),
             full_page_image_bytes_per_task=_each(min(images * PAGE_BYTES, wal_bytes), tasks),
             commits_per_task=_each(commits, tasks),
+            sql_round_trips_per_task=_each(round_trips, tasks),
             cpu_us_per_task={
                 name: None if seconds is None or earlier is None else _each((seconds - earlier) * 1e6, tasks)
                 for name, seconds in after.cpu_seconds.items()

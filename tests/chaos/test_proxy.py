@@ -14,7 +14,8 @@ import pytest
 from storage.channels import DONE
 from storage.errors import OutcomeUnknown, Unavailable
 from storage.ledger import PostgresLedger
-from tests.chaos.harness.proxy import Proxy, Speaks
+from tests.chaos.harness.postgres_frames import PostgresConversation
+from tests.chaos.harness.proxy import Proxy
 from tests.support.builders import submission
 from tests.support.ledgers import address_of, connected
 from tests.support.waiting import eventually
@@ -39,7 +40,7 @@ WITH_CTE = (
 async def through_proxy(
     address: Address, *, size: int = 1, timeout_seconds: float = 10.0
 ) -> AsyncIterator[tuple[Proxy, Database]]:
-    async with Proxy(address.host, address.port, Speaks.POSTGRES) as proxy:
+    async with Proxy(address.host, address.port, PostgresConversation) as proxy:
         near = msgspec.structs.replace(address, host="127.0.0.1", port=proxy.port)
         async with connected(near, size=size, timeout_seconds=timeout_seconds) as database:
             yield proxy, database
@@ -77,7 +78,7 @@ async def noted(address: Address) -> list[str]:
 
 
 async def test_the_whole_service_talks_through_it(ledger_database: Address) -> None:
-    async with Proxy(ledger_database.host, ledger_database.port, Speaks.POSTGRES) as proxy:
+    async with Proxy(ledger_database.host, ledger_database.port, PostgresConversation) as proxy:
         near = msgspec.structs.replace(ledger_database, host="127.0.0.1", port=proxy.port)
         async with PostgresLedger(near) as ledger, ledger.signals.subscribe(DONE) as subscriber:
             await subscriber.wait(10.0)  # the first wake-up says that it listens
@@ -240,7 +241,7 @@ async def test_the_port_outlives_the_server(own_postgres: StartPostgres) -> None
 
 async def test_encryption_is_negotiated_and_a_statement_cancelled(own_postgres: StartPostgres) -> None:
     postgres = (await own_postgres()).home  # which asks nobody for a password
-    async with Proxy(postgres.host, postgres.port, Speaks.POSTGRES) as proxy:
+    async with Proxy(postgres.host, postgres.port, PostgresConversation) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(struct.pack(">II", 8, SSL_REQUEST))
         assert await reader.readexactly(1) == b"N"

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.chaos.harness.amqp_frames import AmqpConversation
 from tests.chaos.harness.connection import MOST_WAITING_BYTES
-from tests.chaos.harness.proxy import Proxy, Speaks
+from tests.chaos.harness.proxy import Proxy
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ async def served(serve: Callable[[Reading, Writing], Awaitable[None]]) -> AsyncI
         await left(writer)
 
     async with asyncio.timeout(TEST_SECONDS), await asyncio.start_server(begin, HOST, 0) as server:
-        async with Proxy(HOST, server.sockets[0].getsockname()[1], Speaks.AMQP) as proxy:
+        async with Proxy(HOST, server.sockets[0].getsockname()[1], AmqpConversation) as proxy:
             yield proxy
         for task in serving:
             if task is not None:
@@ -190,7 +191,7 @@ async def test_a_reset_passes() -> None:
 async def test_a_client_of_a_server_that_is_down_is_reset() -> None:
     async with await asyncio.start_server(echo, HOST, 0) as server:
         port = server.sockets[0].getsockname()[1]
-    async with Proxy(HOST, port, Speaks.AMQP) as proxy:
+    async with Proxy(HOST, port, AmqpConversation) as proxy:
         async with asyncio.timeout(TEST_SECONDS), connected(proxy) as (reader, _):
             with pytest.raises(ConnectionResetError):
                 await reader.read()

@@ -10,7 +10,8 @@ from yarl import URL
 
 from pipeline.broker import BrokerUnavailable, Depth, Message, Publication
 from pipeline.broker.rabbit import RabbitBroker
-from tests.chaos.harness.proxy import Proxy, Speaks
+from tests.chaos.harness.amqp_frames import AmqpConversation
+from tests.chaos.harness.proxy import Proxy
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ async def broker_through_proxy(
     far = URL(url)
     assert far.host
     assert far.port
-    async with Proxy(far.host, far.port, Speaks.AMQP) as proxy:
+    async with Proxy(far.host, far.port, AmqpConversation) as proxy:
         near = str(far.with_host("127.0.0.1").with_port(proxy.port))
         async with RabbitBroker(near, "test", confirm_seconds=confirm_seconds) as broker:
             await broker.ready()

@@ -99,6 +99,7 @@ def check_costs(costs: dict[str, Any], names: set[str]) -> None:
     """Check what holds of the costs of any task: it is written, and everybody has something to do with it."""
     assert costs["wal_bytes_per_task"] > 500
     assert costs["commits"] > 0
+    assert costs["sql_round_trips"] > 0
     assert costs["cpu_us_per_task"].keys() == {"load generator", *ROLES, "postgres"}
     assert {name for name, microseconds in costs["cpu_us_per_task"].items() if microseconds} >= names
     assert costs["foreign_tasks"] == 0

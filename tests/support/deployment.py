@@ -72,13 +72,14 @@ class Deployment:
         return Server("18.4", "baton", "on", "on")
 
     async def counters(self) -> Counters:
-        """Every task costs 2,000 bytes; a look itself costs one commit elsewhere."""
+        """Every task costs 2,000 bytes and three transactions; a look itself costs one commit elsewhere."""
         tasks, looks = len(self.tasks), next(self.counted)
         return Counters(
             wal_bytes=2_000 * tasks,
             commits=tasks,
             full_page_images=0,
             commits_elsewhere=looks,
+            transactions=3 * tasks,
         )
 
     async def running(self, task_ids: Sequence[UUID]) -> bool:

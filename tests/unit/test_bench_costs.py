@@ -94,28 +94,29 @@ class TestBookkeeper:
     async def test_costs_are_differences_by_task(self, proc: Proc) -> None:
         proc.process(10, 1, 100)
         books = Bookkeeper(Deployment(), {"postgres": 10}, proc.processes)
-        before = Mark(50.0, Counters(1_000, 10, 3, 7), {GENERATOR: 1.0, "postgres": 2.0})
-        after = Mark(60.0, Counters(201_000, 20, 5, 9), {GENERATOR: 1.5, "postgres": 4.0})
+        before = Mark(50.0, Counters(1_000, 10, 3, 7, 50), {GENERATOR: 1.0, "postgres": 2.0})
+        after = Mark(60.0, Counters(201_000, 20, 5, 9, 75), {GENERATOR: 1.5, "postgres": 4.0})
         found = await books.costs(before, after, 100, "tag")
         assert (found.wal_bytes, found.wal_bytes_per_task) == (200_000, 2_000.0)
         assert (found.full_page_images, found.full_page_image_bytes_per_task) == (2, 163.84)
         assert found.commits_per_task == 0.1
+        assert (found.sql_round_trips, found.sql_round_trips_per_task) == (25, 0.25)
         assert found.cpu_us_per_task == {GENERATOR: 5_000.0, "postgres": 20_000.0}
         assert (found.foreign_tasks, found.foreign_commits) == (0, 2)
 
     async def test_page_images_take_no_more_than_the_log(self) -> None:
-        before, after = (Mark(0.0, Counters(wal, 0, images, 0), {}) for wal, images in ((0, 0), (100, 9)))
+        before, after = (Mark(0.0, Counters(wal, 0, images, 0, 0), {}) for wal, images in ((0, 0), (100, 9)))
         found = await Bookkeeper(Deployment(), {}).costs(before, after, 1, "tag")
         assert found.full_page_image_bytes_per_task == 100
 
     async def test_tasks_of_others_are_counted(self) -> None:
         deployment = Deployment()
         deployment.tasks += [{"tags": ["bench-1"]}, {"tags": []}, {"tags": ["bench-2"]}]
-        mark = Mark(0.0, Counters(0, 0, 0, 0), {})
+        mark = Mark(0.0, Counters(0, 0, 0, 0, 0), {})
         assert (await Bookkeeper(deployment, {}).costs(mark, mark, 1, "bench-1")).foreign_tasks == 2
 
     async def test_no_task_has_no_costs(self) -> None:
-        mark = Mark(0.0, Counters(0, 0, 0, 0), {GENERATOR: 1.0})
+        mark = Mark(0.0, Counters(0, 0, 0, 0, 0), {GENERATOR: 1.0})
         found = await Bookkeeper(Deployment(), {}).costs(mark, mark, 0, "tag")
         assert (found.wal_bytes_per_task, found.cpu_us_per_task) == (None, {GENERATOR: None})
 

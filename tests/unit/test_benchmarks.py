@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import struct
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -25,6 +26,7 @@ from benchmarks.percentiles import Milliseconds
 from benchmarks.programs import ROOT
 from benchmarks.rates import Rates
 from benchmarks.results import Results
+from benchmarks.tap import Amqp, Sql, Tap
 from benchmarks.workload import PAYLOAD, body_of, body_of_batch, submissions
 from gateway.ids import Ids
 from gateway.payloads import NEW_BATCH, NEW_TASK
@@ -145,6 +147,30 @@ def test_confirms_come_in_any_order() -> None:
     confirms.add(5, multiple=False)
     confirms.add(5, multiple=True)
     assert confirms.count == 5
+
+
+def cut(data: bytes, longest: int) -> list[bytes]:
+    return [data[at : at + longest] for at in range(0, len(data), longest)]
+
+
+@pytest.mark.parametrize("longest", [1, 3, 10_000])
+def test_a_tap_counts_answers_and_frames_of_both_sides(longest: int) -> None:
+    tap = Tap()
+    sql, amqp = Sql(tap), Amqp(tap)
+    row, ready = b"D" + struct.pack(">I", 4 + 500) + bytes(500), b"Z" + struct.pack(">I", 5) + b"I"
+    for chunk in cut(row + ready + row + row + ready, longest):
+        sql.received(chunk)
+    frames = [
+        struct.pack(">BHI", kind, 1, size) + bytes(size) + b"\xce"
+        for kind, size in ((1, 4), (3, 700), (8, 0))
+    ]
+    for chunk in cut(b"AMQP\0\0\x09\x01" + b"".join(frames), longest):
+        amqp.sent(chunk)
+    for chunk in cut(frames[0] + frames[1], longest):
+        amqp.received(chunk)
+    assert (tap.sql_round_trips, tap.amqp_frames) == (2, 5)
+    tap.restart()
+    assert (tap.sql_round_trips, tap.amqp_frames) == (0, 0)
 
 
 def test_what_wrk_found_is_its_last_line() -> None:

@@ -14,8 +14,10 @@ from benchmarks.limits.statements import Speed, Statements
 from benchmarks.ours.accept import Accept
 from benchmarks.ours.backlog import Backlog
 from benchmarks.ours.drain import Drain
+from benchmarks.ours.latency import Latency
 from benchmarks.ours.memory import Memory, Taken
 from benchmarks.ours.reads import Read, Reads
+from benchmarks.ours.wire import Talk, Wire
 from benchmarks.peers.measure import Found, Peers
 from benchmarks.percentiles import Milliseconds
 from benchmarks.rates import Rates
@@ -136,9 +138,18 @@ def test_the_tables_name_what_was_found() -> None:
     said = figures(found)
     assert "| drain | 2 | abc | 2030-01-31 12:00 |" in said
     assert "| 6,000 (5,000 to 7,000) | 15.00 times Celery |" in said
-    assert "| drain | relay 10.0, worker 30.5 | 40.5 | 2.0 | 2,000 | 500 | 0.05 |" in said
+    assert "| drain | relay 10.0, worker 30.5 | 40.5 | 2.0 | 2,000 | 500 | 0.05 |  |  |" in said
     assert "| Celery | 5,000 | 900 | 400 |  | 4.0 | 9.0 |  |" in said
     assert "Taskiq failed in a round: TimeoutError: too late" in said
+
+
+def test_what_a_tap_counted_stands_beside_the_costs() -> None:
+    talks = [Talk(float(number), number / 10) for number in range(1, 6)]
+    found = Results(drain=Series(ORIGIN, [drain(5000.0)]), wire=Series(ORIGIN, [Wire(*talks)]))
+    found = msgspec.structs.replace(found, latency=Series(ORIGIN, [Latency(LATENCY, COST)]))
+    costs = "relay 10.0, worker 30.5 | 40.5 | 2.0 | 2,000 | 500 | 0.05"
+    assert f"| drain | {costs} | 1.0 | 0.1 |" in figures(found)
+    assert f"| alone, from POST to COMPLETED | {costs} | 5.0 | 0.5 |" in figures(found)
 
 
 def test_what_stands_around_the_figures_is_left() -> None:

@@ -85,7 +85,15 @@ class TestScenarios:
         result = run(Deployment(), name, *SMALL[name], RETENTION_SECONDS="0")
         assert result.exit_code == 0, result.output
         names = [line[:20].split("  ")[0] for line in result.stdout.splitlines()]
-        assert {"service", "database", "task", "answers", "WAL", "commits that wrote"} <= set(names)
+        assert {
+            "service",
+            "database",
+            "task",
+            "answers",
+            "WAL",
+            "commits that wrote",
+            "SQL round trips",
+        } <= set(names)
         assert "CPU of load generator" in result.stdout
         assert "they stay" in result.stderr
 

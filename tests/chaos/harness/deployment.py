@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from storage.database import Database
 from storage.migrate import migrate
 from tests.chaos.harness import changes
+from tests.chaos.harness.amqp_frames import AmqpConversation
 from tests.chaos.harness.events import Exited, Started
 from tests.chaos.harness.history import Log, now
-from tests.chaos.harness.proxy import Proxy, Speaks
+from tests.chaos.harness.postgres_frames import PostgresConversation
+from tests.chaos.harness.proxy import Proxy
 from tests.chaos.harness.reports import ROOT
 from tests.support.ledgers import address_of
 from tests.support.ports import free_ports
@@ -230,8 +232,8 @@ class Deployment:
 
     async def _program(self, part: Part) -> Program:
         home = self.postgres.home
-        postgres = Proxy(home.host, home.port, Speaks.POSTGRES)
-        rabbitmq = Proxy(self.rabbitmq.host, self.rabbitmq.port, Speaks.AMQP)
+        postgres = Proxy(home.host, home.port, PostgresConversation)
+        rabbitmq = Proxy(self.rabbitmq.host, self.rabbitmq.port, AmqpConversation)
         for proxy in (postgres, rabbitmq):
             await proxy.start()
             self._stack.push_async_callback(proxy.close)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Self
 
-from tests.chaos.harness.amqp_frames import AmqpConversation
 from tests.chaos.harness.connection import Connection
 from tests.chaos.harness.network import Delay, Effect, Loss, Network
-from tests.chaos.harness.postgres_frames import PostgresConversation
 from tests.chaos.harness.swallowing import Swallowed, Wishes, swallow
 
 if TYPE_CHECKING:
@@ -23,32 +20,22 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 
 
-class Speaks(enum.Enum):
-    """The protocol of the server behind a proxy."""
-
-    POSTGRES = "postgres"
-    AMQP = "amqp"
-
-
-CONVERSATIONS: dict[Speaks, Callable[[], Conversation]] = {
-    Speaks.POSTGRES: PostgresConversation,
-    Speaks.AMQP: AmqpConversation,
-}
-
-
 class Proxy:
     """One listening port in front of one server; `upstream_host` may be the folder of PostgreSQL's socket.
 
+    `conversation` makes what follows the protocol of one connection.
     Bytes pass as they come, and no more are read than the other side takes. Where the server refuses, the
     client's connection is reset.
     """
 
     port: int
 
-    def __init__(self, upstream_host: str, upstream_port: int, speaks: Speaks) -> None:
+    def __init__(
+        self, upstream_host: str, upstream_port: int, conversation: Callable[[], Conversation]
+    ) -> None:
         self._upstream_host = upstream_host
         self._upstream_port = upstream_port
-        self._speaks = speaks
+        self._conversation = conversation
         self._network = Network()
         self._wishes = Wishes()
         self._connections: set[Connection] = set()
@@ -131,7 +118,7 @@ class Proxy:
 
     def _accept(self) -> asyncio.Protocol:
         connection = Connection(
-            self._network, CONVERSATIONS[self._speaks](), self._wishes, self._dial, self._connections.discard
+            self._network, self._conversation(), self._wishes, self._dial, self._connections.discard
         )
         self._connections.add(connection)
         return connection.client
