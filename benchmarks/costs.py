@@ -28,8 +28,8 @@ OWN = "benchmark"
 _INSERTED = "SELECT pg_current_wal_insert_lsn()::text"
 _FLUSH = "SELECT pg_logical_emit_message(true, 'benchmarks', '')::text"
 _FOLDER = "SELECT current_setting('data_directory')"
-# At the border of two segments the one that begins there is meant.
-_SEGMENT = "SELECT pg_walfile_name($1::text::pg_lsn + 1)"
+# Of a position at the border of two segments, the one that is read.
+_SEGMENTS = "SELECT pg_walfile_name($1::text::pg_lsn + 1) || ' ' || pg_walfile_name($2::text::pg_lsn - 1)"
 
 _TOTAL = re.compile(r"^Total +\d+ +(?P<records>\d+) \[[\d.]+%\] +(?P<images>\d+) \[", re.MULTILINE)
 _COMMITS = re.compile(r"^Transaction/COMMIT(?:_PREPARED)? +(?P<count>\d+) ", re.MULTILINE)
@@ -114,9 +114,9 @@ class Meter:
             self._from,
             "-e",
             until,
-            # Left to itself it asks the first file of the folder how long a segment is, and that file may be
+            # Without a name it asks the first file of the folder how long a segment is, and that file may be
             # one that has been made and not been written.
-            await self._ask(_SEGMENT, self._from),
+            *(await self._ask(_SEGMENTS, self._from, until)).split(),
         )
         return read_statistics(printed)
 

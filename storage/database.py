@@ -205,7 +205,7 @@ class Database:
         session = (
             f"-c statement_timeout={self.timeout_seconds * 900:.0f} -c lock_timeout=3000 "
             "-c idle_in_transaction_session_timeout=10000 -c jit=off "
-            "-c enable_seqscan=off -c enable_bitmapscan=off "
+            "-c enable_seqscan=off -c enable_bitmapscan=off -c plan_cache_mode=force_generic_plan "
             f"-c synchronous_commit={'on' if self._synchronous else 'off'}"
         )
         options = connection_options(self.address, self._application_name)
