@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ class Record(Stage[list[Verdict], list[Recorded]]):
                 return [await self._write_unstorable(verdicts[0], error)]
             middle = len(verdicts) // 2
             return [*await self._write(verdicts[:middle]), *await self._write(verdicts[middle:])]
+        await asyncio.sleep(0)  # whoever waits for an end is woken before the log is written
         self._tell(list(zip(verdicts, recorded, strict=True)))
         return recorded
 

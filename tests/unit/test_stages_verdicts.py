@@ -108,6 +108,20 @@ class TestRecord:
         await clock.advance(1.0)
         assert await told(20) == [None] * 20
 
+    async def test_who_waits_is_woken_before_the_log_is_written(self) -> None:
+        ledger, lines_when_woken = MemoryLedger(ManualClock()), list[int]()
+        task, write = await claimed(ledger, uuid4()), ledger.runs.record
+
+        async def waking(verdicts: Sequence[Verdict]) -> list[Recorded]:
+            recorded = await write(verdicts)
+            asyncio.get_running_loop().call_soon(lambda: lines_when_woken.append(len(logs)))
+            return recorded
+
+        ledger.runs.record = waking  # type: ignore[method-assign]  # the database's wake-up is a task of its own
+        with capture_logs() as logs:
+            await Record(ledger.runs)([done(task)])
+        assert (lines_when_woken, len(logs)) == ([0], 1)
+
     async def test_what_the_database_refuses_as_data_ends_the_task(self) -> None:
         ledger = MemoryLedger(ManualClock())
         before, task, after = [await claimed(ledger, uuid4()) for _ in range(3)]
