@@ -269,8 +269,8 @@ class TaskPage(msgspec.Struct, frozen=True):
     next: UUID | None = None
 
 
-class OutboxRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A hand-over that waits for a broker's confirm."""
+class OutboxRow(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A hand-over that waits for a broker's confirm; its fields stand as the database returns them."""
 
     id: int
     task_id: UUID

@@ -11,6 +11,7 @@ declare a route it meets, also one of a delay that is no longer in the settings:
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from pipeline.broker import BrokerError
@@ -50,6 +51,7 @@ def retry_route(priority: Priority, delay_seconds: int) -> str:
     return f"{WORK_QUEUES[priority]}.retry.{delay_seconds}s"
 
 
+@lru_cache(maxsize=1000)
 def parse(name: str) -> Route:
     """Take a route apart; raises UnknownRoute for a name outside the grammar."""
     match = _ROUTE.match(name)
