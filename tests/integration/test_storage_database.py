@@ -82,6 +82,15 @@ async def test_a_missing_schema_says_what_to_do(one: Database, missing: str) -> 
         await one.fetch(f"SELECT {missing}")
 
 
+async def test_a_statement_is_planned_once(one: Database) -> None:
+    # One row is expected of this array, ten of any: left to itself PostgreSQL plans anew for each.
+    for number in range(8):
+        await one.fetch("SELECT relname FROM pg_class JOIN unnest($1::bigint[]) id ON oid = id", [[number]])
+    plans = "SELECT sum(generic_plans)::int, sum(custom_plans)::int FROM pg_prepared_statements"
+    [(generic, custom)] = await one.fetch(f"{plans} WHERE statement LIKE 'SELECT relname%'")
+    assert (generic, custom) == (8, 0)
+
+
 async def test_an_error_of_ours_is_none_of_the_data(one: Database) -> None:
     with pytest.raises(StorageError, match="syntax error") as caught:
         await one.fetch("SELEC 1")
