@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from benchmarks.limits import amqp, empty_post, statements
+from benchmarks.limits import amqp, disk, empty_post, statements
 from benchmarks.ours import (
     accept,
     backlog,
@@ -71,6 +71,7 @@ SHORT: Mapping[str, Measure] = {
     "statements": lambda site, plan: statements.measure(site, plan.tasks),
     "amqp": lambda site, plan: amqp.measure(site, plan.tasks),
     "empty": lambda site, _: empty_post.measure(site),
+    "disk": lambda site, _: disk.measure(site),
     "wire": lambda site, plan: wire.measure(site, plan.tasks),
     "peers": lambda site, plan: peers.measure(site, plan.tasks),
 }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import msgspec
 
 from benchmarks.limits.amqp import Amqp  # noqa: TC001 - msgspec resolves the annotations at run time
+from benchmarks.limits.disk import Disk  # noqa: TC001 - as above
 from benchmarks.limits.empty_post import Empty  # noqa: TC001 - as above
 from benchmarks.limits.statements import Statements  # noqa: TC001 - as above
 from benchmarks.ours.accept import Accept  # noqa: TC001 - as above
@@ -62,6 +63,7 @@ class Results(msgspec.Struct, frozen=True):
     statements: Series[Statements] | None = None
     amqp: Series[Amqp] | None = None
     empty: Series[Empty] | None = None
+    disk: Series[Disk] | None = None
     wire: Series[Wire] | None = None
     peers: Series[Peers] | None = None
     sustained: Series[Sustained] | None = None

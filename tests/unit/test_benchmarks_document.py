@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.costs import Cost
 from benchmarks.document import BEGIN, DOCUMENT, END, figures, written
+from benchmarks.limits.disk import Disk
 from benchmarks.limits.empty_post import Empty
 from benchmarks.limits.statements import Speed, Statements
 from benchmarks.ours.accept import Accept
@@ -150,6 +151,13 @@ def test_what_a_tap_counted_stands_beside_the_costs() -> None:
     costs = "relay 10.0, worker 30.5 | 40.5 | 2.0 | 2,000 | 500 | 0.05"
     assert f"| drain | {costs} | 1.0 | 0.1 |" in figures(found)
     assert f"| alone, from POST to COMPLETED | {costs} | 5.0 | 0.5 |" in figures(found)
+
+
+def test_of_the_disk_the_longest_wait_is_told() -> None:
+    rounds = [Disk(16_384, Milliseconds(8000, 0.2, 0.5, most)) for most in (150.0, 1100.0)]
+    said = figures(Results(disk=Series(ORIGIN, rounds)))
+    assert "to write 16,384 bytes" in said
+    assert "once in 20 seconds 625 (150 to 1,100) ms" in said
 
 
 def test_what_stands_around_the_figures_is_left() -> None:
