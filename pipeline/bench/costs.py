@@ -31,7 +31,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
     `full_page_image_bytes_per_task` is what page images, which follow a checkpoint, take of the log at most:
     PostgreSQL counts images and not their bytes. `commits` are those that wrote, of the whole server.
-    `sql_round_trips` are the database's transactions, for each statement of the service is one of its own.
+    `sql_round_trips` are at least so many: the database's transactions as far as its backends have reported
+    them, for each statement of the service is one of its own, and no fewer than those that wrote.
     Processor time is in microseconds, with children.
     """
 
@@ -91,7 +92,7 @@ class Bookkeeper:
         images = after.counters.full_page_images - before.counters.full_page_images
         wal_bytes = after.counters.wal_bytes - before.counters.wal_bytes
         commits = after.counters.commits - before.counters.commits
-        round_trips = after.counters.transactions - before.counters.transactions
+        round_trips = max(commits, after.counters.transactions - before.counters.transactions)
         return Costs(
             tasks=tasks,
             wal_bytes=wal_bytes,

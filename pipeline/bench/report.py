@@ -255,7 +255,7 @@ def cost_lines(costs: Costs) -> Iterator[tuple[str, str]]:
     yield "WAL", f"{costs.wal_bytes_per_task:,.0f} bytes/task"
     yield "of it, page images", f"up to {images:,.0f} bytes/task, {costs.full_page_images:,} in all"
     yield "commits that wrote", f"{costs.commits_per_task:.4f}/task"
-    yield "SQL round trips", f"{costs.sql_round_trips_per_task:.4f}/task"
+    yield "SQL round trips", f"at least {costs.sql_round_trips_per_task:.4f}/task"
     for name, microseconds in costs.cpu_us_per_task.items():
         used = "unknown: it ended, or is another one now" if microseconds is None else f"{microseconds:,.1f}"
         yield f"CPU of {name}", used if microseconds is None else f"{used} µs/task"

@@ -104,6 +104,11 @@ class TestBookkeeper:
         assert found.cpu_us_per_task == {GENERATOR: 5_000.0, "postgres": 20_000.0}
         assert (found.foreign_tasks, found.foreign_commits) == (0, 2)
 
+    async def test_a_transaction_that_wrote_was_a_round_trip_though_it_is_not_reported_yet(self) -> None:
+        before, after = (Mark(0.0, Counters(0, commits, 0, 0, 7), {}) for commits in (0, 6))
+        found = await Bookkeeper(Deployment(), {}).costs(before, after, 2, "tag")
+        assert found.sql_round_trips_per_task == 3.0
+
     async def test_page_images_take_no_more_than_the_log(self) -> None:
         before, after = (Mark(0.0, Counters(wal, 0, images, 0, 0), {}) for wal, images in ((0, 0), (100, 9)))
         found = await Bookkeeper(Deployment(), {}).costs(before, after, 1, "tag")
