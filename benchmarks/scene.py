@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -144,8 +144,8 @@ class Site:
         async with (
             self.servers.postgres.database() as database,
             self.servers.rabbitmq.vhost() as vhost,
-            (tap.between if tap else _nothing_between)(database, vhost.url) as (seen, amqp_url),
-            service(seen, amqp_url, self.new_folder(), SHIPPED) as running,
+            tap.between(database, vhost.url) if tap else nullcontext((database, vhost.url)) as (seen, url),
+            service(seen, url, self.new_folder(), SHIPPED) as running,
             connected(address_of(database), size=2, timeout_seconds=ASK_SECONDS) as asking,
         ):
             yield Scene(self.servers, database, vhost, running, Observer(asking))
@@ -155,11 +155,6 @@ class Site:
         folder = self._folder / f"measurement-{next(self._numbers)}"
         folder.mkdir()
         return folder
-
-
-@asynccontextmanager
-async def _nothing_between(database: Database, amqp_url: str) -> AsyncIterator[tuple[Database, str]]:
-    yield database, amqp_url
 
 
 @asynccontextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import msgspec
+from yarl import URL
 
 from tests.chaos.harness import amqp_frames, postgres_frames
 from tests.chaos.harness.frames import Frames
@@ -39,14 +39,13 @@ class Tap:
     @asynccontextmanager
     async def between(self, database: Database, amqp_url: str) -> AsyncIterator[tuple[Database, str]]:
         """Stand in front of both servers; where the service finds them."""
-        broker = urlsplit(amqp_url)
+        broker = URL(amqp_url)
         async with (
             Proxy(database.host, database.port, lambda: Sql(self)) as postgres,
-            Proxy(broker.hostname or "", broker.port or 0, lambda: Amqp(self)) as rabbitmq,
+            Proxy(broker.host or "", broker.port or 0, lambda: Amqp(self)) as rabbitmq,
         ):
-            at = broker.netloc.replace(f"{broker.hostname}:{broker.port}", f"{HOST}:{rabbitmq.port}")
             tapped = msgspec.structs.replace(database, host=HOST, port=postgres.port)
-            yield tapped, broker._replace(netloc=at).geturl()
+            yield tapped, str(broker.with_host(HOST).with_port(rabbitmq.port))
 
 
 class Sql:

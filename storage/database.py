@@ -202,6 +202,7 @@ class Database:
     async def _connect(self, deadline: float) -> psqlpy.Connection:
         # enable_seqscan off: a plan cached while the tables were small must not read them whole later.
         # enable_bitmapscan off: a list must not gather and sort all its tasks to show the first page of them.
+        # force_generic_plan: for a short array a plan of its own looks cheaper, and was made for each call.
         session = (
             f"-c statement_timeout={self.timeout_seconds * 900:.0f} -c lock_timeout=3000 "
             "-c idle_in_transaction_session_timeout=10000 -c jit=off "

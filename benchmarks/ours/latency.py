@@ -14,6 +14,7 @@ from benchmarks.workload import body_of
 from pipeline.bench.http import Target
 
 if TYPE_CHECKING:
+    from benchmarks.calls import Answer
     from benchmarks.scene import Scene, Site
 
 TIMES, WARM_UP_TIMES = 300, 30
@@ -30,18 +31,19 @@ async def measure(site: Site) -> Latency:
     """POST ?wait, each after the answer to the last, with every role in a process of its own."""
     async with site.scene() as scene:
         parts = await scene.start_roles()
-        request = alone(scene)
-        check(await one_by_one(scene.url, [request] * WARM_UP_TIMES), WARM_UP_TIMES, CREATED)
+        await alone(scene, WARM_UP_TIMES)
         meter = await Meter.start(scene.servers, {name: part.pid for name, part in parts.items()})
-        answers = await one_by_one(scene.url, [request] * TIMES)
+        answers = await alone(scene, TIMES)
         cost = await meter.read(TIMES)
-        check(answers, TIMES, CREATED)
-        if not all(b'"status":"COMPLETED"' in each.body for each in answers):
-            raise NotAsPromised("a task did not end within 20 s")
         await scene.check_rest(TIMES + WARM_UP_TIMES)
         return Latency(seen=Milliseconds.of(each.ended_at - each.sent_at for each in answers), cost=cost)
 
 
-def alone(scene: Scene) -> bytes:
-    """Write a POST that is answered when its task has ended."""
-    return Target.of(scene.url).post("/tasks?wait=20", body_of())
+async def alone(scene: Scene, times: int) -> list[Answer]:
+    """Post tasks, each after the last has ended; raises NotAsPromised where one was not COMPLETED."""
+    request = Target.of(scene.url).post("/tasks?wait=20", body_of())
+    answers = await one_by_one(scene.url, [request] * times)
+    check(answers, times, CREATED)
+    if not all(b'"status":"COMPLETED"' in each.body for each in answers):
+        raise NotAsPromised("a task did not end within 20 s")
+    return answers

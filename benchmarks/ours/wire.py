@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from benchmarks import wrk
-from benchmarks.calls import one_by_one
 from benchmarks.ours.accept import CONNECTIONS_OF_BATCHES
 from benchmarks.ours.drain import SHORT_TASKS, drain
 from benchmarks.ours.latency import TIMES, WARM_UP_TIMES, alone
@@ -77,7 +76,7 @@ async def _alone(site: Site) -> Talk:
     tap = Tap()
     async with site.scene(tap) as scene:
         await scene.start_roles()
-        await one_by_one(scene.url, [alone(scene)] * WARM_UP_TIMES)
+        await alone(scene, WARM_UP_TIMES)
         tap.restart()
-        await one_by_one(scene.url, [alone(scene)] * TIMES)
+        await alone(scene, TIMES)
         return Talk.of(tap, TIMES)
