@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from benchmarks.costs import OWN
+from benchmarks.limits import disk
 from benchmarks.peers.catalogue import PEERS, versions
 from benchmarks.programs import ROOT
 from benchmarks.results import read
@@ -165,7 +166,7 @@ def _limits(found: Results) -> Iterator[str]:
         yield paragraph(
             f"With nothing else under way, to write {found.disk.rounds[0].write_bytes:,} bytes and make them"
             f" durable took {number(median(each.p50 for each in taken))} ms, in the worst hundredth more than"
-            f" {number(median(each.p99 for each in taken))} ms, and once in 20 seconds"
+            f" {number(median(each.p99 for each in taken))} ms, and once in {disk.SECONDS:.0f} seconds"
             f" {Spread.of(each.most for each in taken)} ms. Every commit behind it waits."
         )
 

@@ -145,7 +145,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_tokens: Annotated[tuple[str, ...], _TOKENS, "bearer tokens that the gateway accepts"] = ()
     allow_anonymous: Annotated[bool, flag(), "serve callers without a token beyond this machine"] = False
     request_timeout_seconds: Annotated[
-        float, decimal(0.1, 600), "deadline of a gateway's call to the database"
+        float, decimal(0.1, 600), "deadline of a request, and in every role of a call to the database"
     ] = 10.0
     max_waiting_tasks: Annotated[
         int,
