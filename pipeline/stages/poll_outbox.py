@@ -31,6 +31,10 @@ database is asked less often for more, and all that follows carries more at a ti
 """
 WOKEN_RESTS = 2
 """The same while the broker holds enough, for a relay that is woken: what came may be urgent."""
+LONGEST_REST_SECONDS = 0.05
+"""However long a poll took: one that waited for a stalled disk tells nothing of the next. Without a bound a
+stall of half a second was followed by one and a half without a poll, and workers had nothing to do.
+"""
 FEW_ROWS = 128
 """A batch while the broker holds enough: relay and database leave the machine to those who work."""
 
@@ -123,8 +127,12 @@ class PollOutbox:
             await unless(self._stopping, self._clock.sleep(seconds))
 
     def _seconds_until(self, times: float) -> float:
-        """Tell how long it is until so many times what the last poll took have passed since it began."""
-        return self._polled_at + times * self._took_seconds - self._clock.now()
+        """Tell how long it is until so many times what the last poll took have passed since it began.
+
+        No longer than LONGEST_REST_SECONDS after it ended.
+        """
+        rest_seconds = min((times - 1) * self._took_seconds, LONGEST_REST_SECONDS)
+        return self._polled_at + self._took_seconds + rest_seconds - self._clock.now()
 
     def _parcel(self, rows: list[OutboxRow]) -> Parcel[list[OutboxRow]]:
         ids, settled = [row.id for row in rows], asyncio.Event()

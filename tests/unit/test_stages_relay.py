@@ -12,7 +12,7 @@ import pytest
 from pipeline.broker import BrokerUnavailable, Message, Publication, QueueMismatch
 from pipeline.references import decode
 from pipeline.stages import PollOutbox, Publish, Published, Settle
-from pipeline.stages.poll_outbox import FEW_ROWS, RESTS, WOKEN_RESTS
+from pipeline.stages.poll_outbox import FEW_ROWS, LONGEST_REST_SECONDS, RESTS, WOKEN_RESTS
 from pipeline.stages.publish import Withheld
 from pipeline.stages.settle import MANY
 from pipeline.testing import ManualClock, MemoryBroker, MemoryLedger
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pipeline.flow import Parcel
 
 CALLER = Caller()
+POLL_SECONDS = 0.01
+STEP_SECONDS = POLL_SECONDS / 2
 
 
 class Answering(MemoryBroker):
@@ -61,13 +63,13 @@ async def pulled(poll: PollOutbox, clock: ManualClock) -> Parcel[list[OutboxRow]
     """Pull while the clock goes on."""
     pulling = asyncio.create_task(poll.pull())
     while not pulling.done():
-        await clock.advance(0.05)
+        await clock.advance(STEP_SECONDS)
     return pulling.result()
 
 
 async def apart_when_woken(poll: PollOutbox, ledger: MemoryLedger, clock: ManualClock) -> float:
-    """Tell how long after a poll that takes 0.1 s the next one is made, when a task comes in between."""
-    polls = watched(ledger, clock, seconds=0.1)
+    """Tell how long after a poll the next one is made, when a task comes in between."""
+    polls = watched(ledger, clock, seconds=POLL_SECONDS)
     for _ in range(2):
         await pulled(poll, clock)
         await ledger.submissions.submit([submission()])
@@ -78,7 +80,7 @@ async def apart_when_woken(poll: PollOutbox, ledger: MemoryLedger, clock: Manual
 async def test_while_the_broker_holds_enough_batches_are_small_and_seldom() -> None:
     clock = ManualClock()
     ledger = MemoryLedger(clock)
-    polls = watched(ledger, clock, seconds=0.1)
+    polls = watched(ledger, clock, seconds=POLL_SECONDS)
     await ledger.submissions.submit([submission() for _ in range(600)])
     enough, sizes = [True, True, False, False], list[int]()
 
@@ -95,7 +97,8 @@ async def test_while_the_broker_holds_enough_batches_are_small_and_seldom() -> N
         await pulled(poll, clock)
     assert sizes == [200, FEW_ROWS, FEW_ROWS]
     apart = [later.at - earlier.at for earlier, later in pairwise(polls)]
-    assert apart == pytest.approx([RESTS * 0.1, RESTS * 0.1, 0.1], abs=0.06)
+    rest_seconds = RESTS * POLL_SECONDS
+    assert apart == pytest.approx([rest_seconds, rest_seconds, POLL_SECONDS], abs=1.2 * STEP_SECONDS)
 
 
 async def test_a_relay_that_is_woken_while_the_broker_holds_enough_rests_half_as_long() -> None:
@@ -105,7 +108,8 @@ async def test_a_relay_that_is_woken_while_the_broker_holds_enough_rests_half_as
     async with PollOutbox(
         ledger.outbox, ledger.signals, enough=lambda _: True, batch_size=100, clock=clock
     ) as poll:
-        assert await apart_when_woken(poll, ledger, clock) == pytest.approx(WOKEN_RESTS * 0.1, abs=0.06)
+        apart = await apart_when_woken(poll, ledger, clock)
+        assert apart == pytest.approx(WOKEN_RESTS * POLL_SECONDS, abs=1.2 * STEP_SECONDS)
 
 
 async def test_a_batch_that_cannot_be_carried_on_is_due_again_and_has_cost_nothing() -> None:
@@ -244,7 +248,24 @@ async def test_a_relay_rests_after_a_poll_for_few_rows_by_how_long_it_took() -> 
     ledger = MemoryLedger(clock)
     await ledger.submissions.submit([submission()])
     async with PollOutbox(ledger.outbox, ledger.signals, clock=clock) as poll:
-        assert await apart_when_woken(poll, ledger, clock) == pytest.approx(RESTS * 0.1, abs=0.06)
+        apart = await apart_when_woken(poll, ledger, clock)
+        assert apart == pytest.approx(RESTS * POLL_SECONDS, abs=1.2 * STEP_SECONDS)
+
+
+@pytest.mark.parametrize("enough", [True, False])
+async def test_a_poll_that_took_long_makes_no_long_rest(*, enough: bool) -> None:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock)
+    polls = watched(ledger, clock, seconds=1.0)
+    await ledger.submissions.submit([submission() for _ in range(400 if enough else 1)])
+    async with PollOutbox(
+        ledger.outbox, ledger.signals, enough=lambda _: enough, batch_size=100, clock=clock
+    ) as poll:
+        for _ in range(2):
+            await pulled(poll, clock)
+            await ledger.submissions.submit([submission()])
+    first, second = polls
+    assert second.at - (first.at + 1.0) == pytest.approx(LONGEST_REST_SECONDS, abs=1.2 * STEP_SECONDS)
 
 
 async def test_a_relay_that_stops_waits_neither_for_rows_nor_for_the_broker() -> None:
