@@ -294,8 +294,8 @@ async def _run(  # noqa: PLR0917 - all that was given, and what was made of it
         async with open_them(settings) as measurements:
             if not await measurements.ends([probe]):
                 raise Failure(
-                    f"the service at {given.url} does not write to the database of the settings, {where};"
-                    " `baton settings` shows them"
+                    f"the service at {given.url} does not write to the database of the settings,"
+                    f" {where}{_hint(settings)}"
                 )
             with screen.progress() as progress:
                 bench = Bench(
@@ -314,7 +314,7 @@ async def _run(  # noqa: PLR0917 - all that was given, and what was made of it
     except CannotMeasure as error:
         raise Failure(str(error), ExitCode.FAILED) from error
     except StorageError as error:
-        raise Failure(f"{where}: {error}", ExitCode.FAILED) from error
+        raise Failure(f"{where}: {error}{_hint(settings)}", ExitCode.FAILED) from error
 
 
 def _on_interrupt(screen: "Screen") -> asyncio.Event:
@@ -418,3 +418,10 @@ def _where(settings: "Settings") -> str:
     if settings.embedded:
         return f"{settings.data_dir.resolve()} (embedded PostgreSQL)"
     return f"{settings.postgres_host}:{settings.postgres_port}/{settings.postgres_db}"
+
+
+def _hint(settings: "Settings") -> str:
+    """Name what leads to another database: who tried `make run` has none but the embedded one."""
+    if settings.embedded:
+        return ""
+    return "; `baton settings` shows what is set; for a `baton run --embedded` of this folder add --embedded"

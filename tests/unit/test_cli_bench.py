@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 NO_SETTINGS: dict[str, str | None] = {name.upper(): None for name in msgspec.structs.asdict(Settings())}
 
 
+HINT = "`baton settings` shows what is set; for a `baton run --embedded` of this folder add --embedded"
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(costs, "STATISTICS_SECONDS", 0.0)
@@ -187,13 +190,14 @@ class TestBeforehand:
             f"the service at {url} does not write to the database of the settings, db.test:5432/"
             in result.stderr
         )
+        assert result.stderr.endswith(f"; {HINT}\n")
 
     def test_a_database_out_of_reach_is_told(self) -> None:
         with answering_in_a_thread(Deployment().answer) as url:
             result = baton(None, url, "latency", POSTGRES_HOST="db.test")
         assert result.exit_code == 1
         assert result.stderr.startswith("Error: db.test:5432/")
-        assert result.stderr.endswith(": nobody answers\n")
+        assert result.stderr.endswith(f": nobody answers; {HINT}\n")
 
     def test_nobody_listens(self) -> None:
         [port] = free_ports(1)
