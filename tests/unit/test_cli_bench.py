@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
 NO_SETTINGS: dict[str, str | None] = {name.upper(): None for name in msgspec.structs.asdict(Settings())}
-
-
 HINT = "`baton settings` shows what is set; for a `baton run --embedded` of this folder add --embedded"
 
 
