@@ -41,10 +41,11 @@ def _origins(found: Results) -> Iterator[str]:
     series = _measured(found)
     if not series:
         return
-    last = max((each.origin for each in series.values()), key=lambda origin: origin.at)
+    origins = sorted((each.origin for each in series.values()), key=lambda origin: origin.at)
+    machines, last = "; ".join(dict.fromkeys(origin.machine for origin in origins)), origins[-1]
     libraries = ", ".join(f"{name} {release}" for name, release in last.versions.items())
     settings = ", ".join(f"{name} = {value}" for name, value in last.postgresql.items())
-    yield paragraph(f"Machine: {last.machine}. {libraries}. PostgreSQL settings: {settings}.")
+    yield paragraph(f"Machine: {machines}. {libraries}. PostgreSQL settings: {settings}.")
     yield table(
         ("measured", "rounds", "commit", "when (UTC)"),
         ((", ".join(names), *run) for run, names in _by_run(series).items()),

@@ -160,6 +160,16 @@ def test_of_the_disk_the_longest_wait_is_told() -> None:
     assert "once in 20 seconds 625 (150 to 1,100) ms" in said
 
 
+def test_every_machine_is_named_once_the_latest_last() -> None:
+    later = msgspec.structs.replace(ORIGIN, machine="4 cores", at="2030-02-01T12:00+00:00")
+    found = Results(
+        drain=Series(later, [drain(5000.0)]),
+        shipped=Series(ORIGIN, [drain(5000.0)]),
+        disk=Series(ORIGIN, [Disk(16_384, Milliseconds(8000, 0.2, 0.5, 150.0))]),
+    )
+    assert figures(found).startswith("Machine: 2 cores; 4 cores. python 3.11.")
+
+
 def test_what_stands_around_the_figures_is_left() -> None:
     text = written(f"before\n{BEGIN}\nold\n{END}\nafter\n", Results(drain=Series(ORIGIN, [drain(5000.0)])))
     assert text.startswith(f"before\n{BEGIN}\n\nMachine: 2 cores.")
